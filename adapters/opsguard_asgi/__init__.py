@@ -1,0 +1,45 @@
+"""opsguard for raw ASGI apps: ``app = install(app, ops)``.
+
+The adapters of frameworks stand on `serve`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opsguard import OpsGuard
+from opsguard_asgi.edge import refuse, send_response, serve
+from opsguard_asgi.labels import label
+from opsguard_asgi.types import KEY, PROTOCOL, ASGIApp, Label, Receive, Scope, Send
+from opsguard_asgi.work import off_loop
+
+__all__ = ["KEY", "PROTOCOL", "Guarded", "install", "off_loop", "refuse", "send_response", "serve"]
+
+
+class Guarded:
+    """A guarded ASGI app; the attributes of the app it guards can be reached through it."""
+
+    def __init__(self, app: ASGIApp, ops: OpsGuard, endpoint: Label | None) -> None:
+        title = getattr(app, "title", None)
+        runtime = ops.runtime(title if isinstance(title, str) else None)
+        self.app = app
+        self.ops = ops
+        self._serve = serve(app, runtime.port(PROTOCOL), endpoint=endpoint, label=label)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._serve(scope, receive, send)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "app":  # not set yet: while being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.app, name)
+
+
+def install(app: ASGIApp, ops: OpsGuard, *, endpoint: Label | None = None) -> Guarded:
+    """Guard an ASGI 3 app; serve what this returns instead of `app`.
+
+    `endpoint` names the route of a scope, as a template such as ``"/items/{id}"``, or returns None
+    where there is none. Without it, the templates that Litestar and Starlette leave in the scope
+    are taken. Raises SettingsError.
+    """
+    return Guarded(app, ops, endpoint)

@@ -1,0 +1,169 @@
+"""The edge of an ASGI app: what passes between server and app, told to the exchange.
+
+It never calls `receive` itself and never buffers: messages go on as they come, and what they say
+is noted on the way.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable
+
+from opsguard.context import current
+from opsguard.exchange import Exchange
+from opsguard.plan import Port
+from opsguard.http import Response
+from opsguard_asgi.lifespan import lifespan_of
+from opsguard_asgi.types import (
+    KEY,
+    ASGIApp,
+    Label,
+    Message,
+    Pair,
+    Receive,
+    Scope,
+    Send,
+    add_headers,
+    open_exchange,
+)
+from opsguard_asgi.websocket import refuse_websocket, websocket_of
+from opsguard_asgi.work import off_loop
+
+__all__ = ["refuse", "send_response", "serve"]
+
+_DISCONNECTS = frozenset({"ClientDisconnect", "ClientDisconnected"})
+"""What frameworks raise when the client has left; by name, as none of them is imported here."""
+
+
+def serve(
+    app: ASGIApp,
+    port: Port[Pair],
+    *,
+    endpoint: Label | None = None,
+    label: Label | None = None,
+) -> ASGIApp:
+    """`app` behind an edge.
+
+    `endpoint` names the route before the app runs; `label` names it when the answer starts, if it
+    was not entered by then.
+    """
+    others = {
+        "websocket": websocket_of(app, port, endpoint, label),
+        "lifespan": lifespan_of(app, port),
+    }
+
+    async def http(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or KEY in scope:
+            other = app if KEY in scope else others.get(scope["type"], app)
+            await other(scope, receive, send)
+            return
+        exchange = open_exchange(port, scope["method"], scope)
+        head, names = port.head, port.own_headers
+
+        def respond(message: Message) -> Awaitable[None]:
+            kind = message["type"]
+            if kind == "http.response.body":
+                exchange.sent += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return _last(exchange, send, message)
+                return _pass(exchange, send, message)
+            if kind == "http.response.start":
+                if label is not None and exchange.endpoint is None:
+                    exchange.name_by(label, scope)
+                ours = head(exchange, message["status"])
+                headers = add_headers(message.get("headers", ()), ours, names)
+                return _pass(exchange, send, {**message, "headers": headers})
+            if kind == "http.response.pathsend":
+                return _last(exchange, send, message)
+            return _pass(exchange, send, message)
+
+        try:
+            if endpoint is not None:
+                exchange.enter_by(endpoint, scope)
+            if exchange.work is not None or exchange.reply is not None:
+                await _reply(exchange, respond)
+            else:
+                await app(scope, _observed(exchange, receive), respond)
+        except BaseException as error:
+            await _failed(exchange, error, respond)
+            raise
+        finally:
+            exchange.close()
+            current.set(None)
+
+    return http
+
+
+async def send_response(response: Response, send: Send) -> None:
+    """Send an answer of ours."""
+    headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in response.headers]
+    await send(
+        {"type": "http.response.start", "status": response.status, "headers": headers}
+    )
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def refuse(response: Response, scope: Scope, send: Send) -> None:
+    """Send an answer of ours instead of what the route would do."""
+    if scope["type"] == "websocket":
+        await refuse_websocket(send)
+    else:
+        await send_response(response, send)
+
+
+async def _pass(exchange: Exchange, send: Send, message: Message) -> None:
+    try:
+        await send(message)
+    except OSError:
+        exchange.left = True
+        raise
+
+
+async def _last(exchange: Exchange, send: Send, message: Message) -> None:
+    try:
+        await send(message)
+    except OSError:
+        exchange.left = True
+        raise
+    finally:
+        # Cancelled here is complete too: frameworks that watch for a disconnect cancel the sender
+        # as soon as the server has taken the last byte and says so.
+        exchange.finish()
+
+
+async def _reply(exchange: Exchange, send: Send) -> None:
+    if exchange.work is not None:
+        exchange.reply = await off_loop(exchange.work, exchange)
+    if exchange.reply is not None:
+        await send_response(exchange.reply, send)
+
+
+async def _failed(exchange: Exchange, error: BaseException, send: Send) -> None:
+    """The app raised. It is noted, and answered if nothing was sent yet; it goes on to the server."""
+    if isinstance(error, CancelledError) or type(error).__name__ in _DISCONNECTS:
+        exchange.left = not exchange.closed
+    if exchange.left:
+        return
+    exchange.fail(error)
+    if not exchange.status and isinstance(error, Exception):
+        try:
+            await send_response(exchange.plan.failure(exchange, error), send)
+        except OSError:
+            return  # nobody is there to read it
+
+
+def _observed(exchange: Exchange, receive: Receive) -> Receive:
+    """`receive` as the app sees it: itself if there is no body, else with the bytes counted."""
+    if not exchange.uploads:
+        return receive
+    counting = not exchange.received
+
+    async def observe() -> Message:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            exchange.left = not exchange.closed
+        elif counting:
+            exchange.received += len(message.get("body", b""))
+        return message
+
+    return observe

@@ -1,0 +1,18 @@
+"""The Django app: it registers a check and starts nothing, as `ready` runs for `migrate` too."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.core import checks
+
+from opsguard_django.checks import middleware_is_first
+
+__all__ = ["OpsGuardConfig"]
+
+
+class OpsGuardConfig(AppConfig):
+    name = "opsguard_django"
+    verbose_name = "opsguard"
+
+    def ready(self) -> None:
+        checks.register(middleware_is_first)

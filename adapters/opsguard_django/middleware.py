@@ -1,0 +1,194 @@
+"""The middleware: edge and route hook of a Django project, sync and async natively."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.core.signals import got_request_exception
+from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+
+from opsguard import Exchange, Response
+from opsguard.context import current
+from opsguard_asgi import off_loop
+from opsguard_django.project import project_ops
+from opsguard_django.templates import template
+from opsguard_wsgi import KEY, PROTOCOL
+
+__all__ = ["OpsGuardMiddleware"]
+
+
+class OpsGuardMiddleware:
+    """First in MIDDLEWARE. Holds nothing of a request; safe for any number of threads and tasks."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self.port = project_ops().runtime().port(PROTOCOL)
+        self.process_view: Callable[..., Any] = self._enter
+        got_request_exception.connect(_note_exception, dispatch_uid="opsguard")
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+            # A sync process_view would cost a thread hop for each request.
+            self.process_view = self._enter_async
+
+    def __call__(self, request: HttpRequest) -> Any:
+        if iscoroutinefunction(self):
+            return self._serve_async(request)
+        return self._serve(request)
+
+    def _serve(self, request: HttpRequest) -> HttpResponseBase:
+        exchange = self._open(request)
+        if exchange is None:
+            response: HttpResponseBase = self.get_response(request)
+            return response
+        try:
+            if exchange.work is not None:
+                exchange.reply = exchange.work(exchange)
+            response = _answer(exchange.reply) or self.get_response(request)
+        except BaseException as error:
+            _failed(exchange, error)
+            raise
+        return self._finish(exchange, response)
+
+    async def _serve_async(self, request: HttpRequest) -> HttpResponseBase:
+        exchange = self._open(request)
+        if exchange is None:
+            outer: HttpResponseBase = await self.get_response(request)
+            return outer
+        try:
+            if exchange.work is not None:
+                exchange.reply = await off_loop(exchange.work, exchange)
+            response = _answer(exchange.reply) or await self.get_response(request)
+        except BaseException as error:
+            _failed(exchange, error)
+            raise
+        return self._finish(exchange, response)
+
+    def _enter(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
+        """The route hook: the first `process_view`, before any view."""
+        exchange: Exchange | None = request.META.get(KEY)
+        if exchange is None or request.resolver_match is None:
+            return None
+        reply = exchange.enter(template(request.resolver_match.route or ""), view)
+        return _answer(reply)
+
+    async def _enter_async(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
+        return self._enter(request, view, args, kwargs)
+
+    def _open(self, request: HttpRequest) -> Exchange | None:
+        """The exchange to serve, or None if an edge outside of Django has opened one already."""
+        meta = request.META
+        outer = meta.get(KEY) or getattr(request, "scope", {}).get("opsguard.exchange")
+        if outer is not None:
+            meta[KEY] = outer
+            return None
+        headers = {name: meta[key] for key, name in self.port.wanted.items() if meta.get(key)}
+        peer = meta.get("REMOTE_ADDR") or None
+        exchange = self.port.open(
+            request.method or "", request.path, request.path_info, peer, headers or None, meta
+        )
+        meta[KEY] = exchange
+        return exchange
+
+    def _finish(self, exchange: Exchange, response: HttpResponseBase) -> HttpResponseBase:
+        """Add our headers, and hear when the last byte is out."""
+        for name, value in self.port.head(exchange, response.status_code):
+            response.headers.setdefault(name, value)
+        if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
+            whole = exchange.method == "HEAD"  # Django's servers don't ask for a body then
+            _count_stream(exchange, response)
+        elif isinstance(response, HttpResponse):
+            whole = True
+            exchange.sent = len(response.content)
+        else:
+            whole = True  # a file, which the server may send by itself
+            exchange.sent = int(response.headers.get("Content-Length", 0))
+        response._resource_closers.append(_Closer(exchange, whole))
+        return response
+
+
+class _Closer:
+    """Called when Django closes the response: the last byte is out. `whole`: nothing else says
+    whether that is so. If Django drops the response without closing it, as its ASGI handler does
+    when sending fails, the end is heard when it is collected.
+    """
+
+    __slots__ = ("_exchange", "_whole")
+
+    def __init__(self, exchange: Exchange, whole: bool) -> None:
+        self._exchange = exchange
+        self._whole = whole
+
+    def __call__(self) -> None:
+        if self._whole:
+            self._exchange.finish()
+        self._exchange.close()
+        current.set(None)
+
+    def __del__(self) -> None:
+        self._exchange.close()
+
+
+def _count_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
+    """Count what a stream yields, and note whether it comes to its end."""
+    content: Any = response.streaming_content
+
+    def count() -> Iterator[bytes]:
+        for part in _noting(exchange, content):
+            exchange.sent += len(part)
+            yield part
+        exchange.finish()
+
+    async def count_async() -> AsyncIterator[bytes]:
+        try:
+            async for part in content:
+                exchange.sent += len(part)
+                yield part
+            exchange.finish()
+        except Exception as error:
+            exchange.fail(error)
+            raise
+        finally:
+            exchange.close()
+
+    response.streaming_content = count_async() if response.is_async else count()
+
+
+def _noting(exchange: Exchange, content: Any) -> Iterator[bytes]:
+    try:
+        yield from content
+    except Exception as error:
+        exchange.fail(error)
+        raise
+
+
+def _answer(reply: Response | None) -> HttpResponse | None:
+    if reply is None:
+        return None
+    return HttpResponse(reply.body, status=reply.status, headers=dict(reply.headers))
+
+
+def _failed(exchange: Exchange, error: BaseException) -> None:
+    """Only what Django does not turn into an answer comes here: a cancelled task for one."""
+    if isinstance(error, CancelledError):
+        exchange.left = True
+    else:
+        exchange.fail(error)
+    exchange.close()
+    current.set(None)
+
+
+def _note_exception(sender: Any, request: HttpRequest | None = None, **_: Any) -> None:
+    """Django answers for exceptions itself, before they reach any middleware."""
+    import sys
+
+    exchange: Exchange | None = request.META.get(KEY) if request is not None else None
+    error = sys.exc_info()[1]
+    if exchange is not None and error is not None:
+        exchange.fail(error)

@@ -1,0 +1,134 @@
+"""The route hook of Starlette and FastAPI: every route tells its exchange when it is reached.
+
+A router calls ``route.handle(scope, receive, send)`` once it has chosen the route and before body,
+dependencies and handler. Each route gets a `handle` of its own that enters the exchange first; no
+class is changed. The label is the template from the root of the app: what a mount stands for is
+kept in the scope on the way in, since `root_path` has only the concrete path.
+
+FastAPI, from 0.137 on, keeps included routers as they are: one route may stand for several paths,
+and ``scope["fastapi"]["effective_route_context"]`` says for which one it was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Host, Mount
+from starlette.types import Receive, Scope, Send
+
+from opsguard_asgi import KEY, refuse
+
+__all__ = ["hook_routes", "late_label"]
+
+_PREFIX = "opsguard.prefix"
+"""The scope's key of what the mounts passed so far stand for, such as ``/tenants/{tenant}``."""
+
+Handle = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def hook_routes(app: Any) -> None:
+    """Hook all routes below `app` that are not hooked yet."""
+    router = getattr(app, "router", app)
+    for route in _routes(router):
+        if isinstance(route, Mount | Host):
+            _hook_mount(route)
+        else:
+            _hook_leaf(route)
+
+
+def late_label(app: Starlette) -> Callable[[Scope], str | None]:
+    """Names the requests of routes that were added after the app began to serve, and hooks these
+    routes for the next request.
+    """
+
+    def label(scope: Scope) -> str | None:
+        if "endpoint" not in scope:
+            return None
+        hook_routes(app)
+        route = scope.get("route")
+        return None if route is None else _template(route, scope)
+
+    return label
+
+
+def _routes(router: Any) -> Iterable[BaseRoute]:
+    """The routes of a router as they are called: included ones are looked up by FastAPI, which
+    copies the plain ones among them.
+    """
+    routes = [*getattr(router, "routes", ()), *getattr(router, "_low_priority_routes", ())]
+    try:
+        from fastapi.routing import APIRoute, iter_route_contexts
+    except ImportError:  # Starlette alone, or a FastAPI that copies included routes itself
+        return routes
+    found = []
+    for context in iter_route_contexts(routes):
+        original = context.original_route
+        chosen = original if isinstance(original, APIRoute) else context._effective_route
+        found.append(chosen if isinstance(chosen, BaseRoute) else original)
+    return found
+
+
+def _hook_leaf(route: BaseRoute) -> None:
+    if _is_hooked(route):
+        return
+    handle: Handle = route.handle
+    methods = getattr(route, "methods", None)
+    endpoint = getattr(route, "endpoint", None)
+
+    def hooked(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        exchange = scope.get(KEY)
+        if exchange is None or exchange.endpoint is not None:
+            return handle(scope, receive, send)
+        template = _template(route, scope)
+        if methods and scope["type"] == "http" and scope["method"] not in methods:
+            exchange.name(template)
+            return handle(scope, receive, send)
+        reply = exchange.enter(template, endpoint)
+        if reply is not None:
+            return refuse(reply, scope, send)
+        return handle(scope, receive, send)
+
+    _set_handle(route, hooked)
+
+
+def _hook_mount(mount: Mount | Host) -> None:
+    """A mounted app with routes passes the prefix on to them; any other is a route by itself."""
+    inner = getattr(mount, "app", None)
+    while not hasattr(inner, "routes") and hasattr(inner, "app"):
+        inner = inner.app
+    if not hasattr(inner, "routes"):
+        _hook_leaf(mount)
+        return
+    hook_routes(inner)
+    if _is_hooked(mount) or isinstance(mount, Host):
+        return
+    handle: Handle = mount.handle
+    prefix = mount.path_format.removesuffix("/{path}")
+
+    def hooked(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        scope[_PREFIX] = scope.get(_PREFIX, "") + prefix
+        return handle(scope, receive, send)
+
+    _set_handle(mount, hooked)
+
+
+def _template(route: Any, scope: Scope) -> str:
+    """The whole template of the route that was chosen for this scope."""
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    if context is None or getattr(context, "original_route", None) is not route:
+        context = route
+    template = getattr(context, "path_format", None) or getattr(context, "path", None)
+    prefix: str = scope.get(_PREFIX, "")
+    return prefix + (template or "/{path}")
+
+
+def _set_handle(route: Any, handle: Handle) -> None:
+    handle.hooks = route  # type: ignore[attr-defined]
+    route.handle = handle
+
+
+def _is_hooked(route: Any) -> bool:
+    """By a hook of its own: a copied route brings the hook of its original along."""
+    return getattr(route.__dict__.get("handle"), "hooks", None) is route

@@ -1,0 +1,82 @@
+"""opsguard for Flask: ``install(app, ops)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response, got_request_exception, request
+from werkzeug.exceptions import MethodNotAllowed
+
+from opsguard import Exchange, InstallError, OpsGuard
+from opsguard_flask.templates import template
+from opsguard_wsgi import KEY, PROTOCOL, serve
+
+__all__ = ["init_app", "install"]
+
+
+def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
+    """Guard a Flask app, before or after its routes are declared; returns `ops`.
+
+    Without `ops` one is made from the mapping ``app.config["OPSGUARD"]``. It is kept in
+    ``app.extensions["opsguard"]``. Installing the same one twice does nothing; another one raises
+    InstallError. Raises SettingsError for wrong settings.
+    """
+    ops = ops if ops is not None else OpsGuard(**app.config.get("OPSGUARD", {}))
+    installed = app.extensions.get("opsguard")
+    if installed is ops:
+        return ops
+    if installed is not None:
+        raise InstallError("this Flask app is guarded by another OpsGuard already")
+    port = ops.runtime(app.name if app.name != "__main__" else None).port(PROTOCOL)
+    app.extensions["opsguard"] = ops
+    app.wsgi_app = serve(app.wsgi_app, port)  # type: ignore[method-assign]
+    app.before_request_funcs.setdefault(None, []).insert(0, _enter)
+    got_request_exception.connect(_note_exception, app)
+    return ops
+
+
+init_app = install
+"""The same by the name that Flask extensions use."""
+
+
+def _enter() -> Response | None:
+    """The route hook: first of the functions before the request, so before the app's own."""
+    exchange: Exchange | None = request.environ.get(KEY)
+    if exchange is None:
+        return None
+    if request.url_rule is None:
+        _name_refused(exchange)
+        return None
+    view = _view(request.endpoint)
+    reply = exchange.enter(template(request.url_rule.rule), view)
+    if reply is None:
+        return None
+    return Response(reply.body, reply.status, list(reply.headers))
+
+
+def _name_refused(exchange: Exchange) -> None:
+    """No route matched; if only the method was wrong, the path's route still names the request."""
+    error = request.routing_exception
+    if not isinstance(error, MethodNotAllowed) or not error.valid_methods:
+        return
+    from flask.globals import request_ctx
+
+    if request_ctx.url_adapter is None:
+        return
+    allowed = next(iter(error.valid_methods))
+    rule, _ = request_ctx.url_adapter.match(method=allowed, return_rule=True)
+    exchange.name(template(rule.rule))
+
+
+def _view(endpoint: str | None) -> Callable[..., Any] | None:
+    from flask import current_app
+
+    return current_app.view_functions.get(endpoint or "")
+
+
+def _note_exception(sender: Flask, exception: BaseException, **_: Any) -> None:
+    """Flask answers for exceptions itself, so they seldom reach the edge."""
+    exchange: Exchange | None = request.environ.get(KEY)
+    if exchange is not None:
+        exchange.fail(exception)

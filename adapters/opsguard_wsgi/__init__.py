@@ -1,0 +1,40 @@
+"""opsguard for raw WSGI apps: ``app = install(app, ops)``.
+
+The adapters of frameworks stand on `serve`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opsguard import OpsGuard
+from opsguard_wsgi.edge import serve
+from opsguard_wsgi.types import KEY, PROTOCOL, Environ, Label, StartResponse, WSGIApp
+
+__all__ = ["KEY", "PROTOCOL", "Guarded", "install", "serve"]
+
+
+class Guarded:
+    """A guarded WSGI app; the attributes of the app it guards can be reached through it."""
+
+    def __init__(self, app: WSGIApp, ops: OpsGuard, endpoint: Label | None) -> None:
+        self.app = app
+        self.ops = ops
+        self._serve = serve(app, ops.runtime().port(PROTOCOL), endpoint=endpoint)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Any:
+        return self._serve(environ, start_response)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "app":  # not set yet: while being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.app, name)
+
+
+def install(app: WSGIApp, ops: OpsGuard, *, endpoint: Label | None = None) -> Guarded:
+    """Guard a WSGI app (PEP 3333); serve what this returns instead of `app`.
+
+    `endpoint` names the route of an environ, as a template such as ``"/items/{id}"``, or returns
+    None where there is none. Raises SettingsError.
+    """
+    return Guarded(app, ops, endpoint)

@@ -1,0 +1,98 @@
+"""WSGI in types, and how it reads and writes headers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from opsguard.exchange import Exchange
+from opsguard.plan import Port, Protocol
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication as WSGIApp, WSGIEnvironment as Environ
+else:
+    Environ = dict[str, Any]
+    StartResponse = WSGIApp = Callable[..., Any]
+
+__all__ = [
+    "KEY",
+    "PROTOCOL",
+    "Body",
+    "Environ",
+    "Label",
+    "Pair",
+    "StartResponse",
+    "WSGIApp",
+    "add_headers",
+    "open_exchange",
+]
+
+Body = Iterable[bytes]
+Label = Callable[[Environ], str | None]
+"""Gives the route template of an environ, such as ``"/items/{id}"``, or None."""
+Pair = tuple[str, str]
+
+KEY = "opsguard.exchange"
+"""The environ's key of the exchange: what finds it there is inside an edge already."""
+
+
+class WsgiExchange(Exchange):
+    """An exchange whose `source` is the environ."""
+
+    __slots__ = ()
+
+    def header(self, name: str) -> str:
+        return "" if self.source is None else str(self.source.get(_key(name), ""))
+
+
+def _key(name: str) -> str:
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
+
+
+def _header(name: str) -> Callable[[str], Pair]:
+    return lambda value: (name, value)
+
+
+PROTOCOL: Protocol[Pair] = Protocol(
+    exchange=WsgiExchange, incoming=_key, outgoing=str.lower, header=_header
+)
+
+
+def open_exchange(port: Port[Pair], environ: Environ) -> Exchange:
+    """Open the exchange of a request and leave it in the environ."""
+    headers: dict[str, str] | None = None
+    for key, name in port.wanted.items():
+        value = environ.get(key)
+        if value:
+            headers = {name: value} if headers is None else {**headers, name: value}
+    routed = _text(environ.get("PATH_INFO") or "")
+    root = environ.get("SCRIPT_NAME")
+    exchange = port.open(
+        environ["REQUEST_METHOD"],
+        _text(root) + routed if root else routed,
+        routed,
+        environ.get("REMOTE_ADDR") or None,
+        headers,
+        environ,
+    )
+    environ[KEY] = exchange
+    return exchange
+
+
+def _text(path: str) -> str:
+    """A path of the environ, bytes in latin-1's clothes (PEP 3333), as the text it stands for."""
+    return path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def add_headers(
+    headers: list[Pair], ours: list[Pair], names: frozenset[str | bytes]
+) -> list[Pair]:
+    """The app's headers with ours behind them; one that the app sets itself is left to it.
+
+    A new list: the app may keep its own for the next answer.
+    """
+    for name, _ in headers:
+        if name.lower() in names:
+            ours = [pair for pair in ours if pair[0].lower() != name.lower()]
+    return [*headers, *ours]

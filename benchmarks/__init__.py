@@ -1,0 +1,1 @@
+"""What opsguard costs, measured. ``python -m benchmarks --help``."""

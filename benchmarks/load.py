@@ -1,0 +1,135 @@
+"""The load client, a process of its own: ``python -m benchmarks.load``.
+
+Reads one JSON job per line on standard input and answers one line each: it asks the worker for
+its CPU time, sends the requests, asks again. The number of requests is fixed, not the time, so
+that bare and guarded blocks do the same work and can be as short as the method wants them (the
+shortest run of `wrk` is a second). Connections stay open from job to job where the server keeps
+them. As soon as one answer is read the next request goes out, so that all but one of the
+connections have a request waiting at the server: it never sleeps within a block.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.drivers.request import wire
+from benchmarks.served import CONTROL
+
+
+class BadAnswer(Exception):
+    """The server answered something else than 200 and the expected number of bytes."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(f"not the expected answer: {answer[:300]!r}")
+
+
+def complete(answer: bytes) -> bool:
+    """Whether this is a whole answer, by its Content-Length or its last chunk.
+
+    An answer with neither ends with the connection, and is never known to be complete.
+
+    >>> complete(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+    True
+    """
+    head, gap, body = answer.partition(b"\r\n\r\n")
+    for line in head.lower().split(b"\r\n") if gap else ():
+        if line.startswith(b"content-length:"):
+            return len(body) >= int(line[15:])
+        if line.startswith(b"transfer-encoding:") and b"chunked" in line:
+            return body.endswith(b"0\r\n\r\n")
+    return False
+
+
+@dataclass(slots=True)
+class Connections:
+    """``width`` connections to one port, opened anew for each request unless ``keep_alive``."""
+
+    port: int
+    keep_alive: bool
+    width: int
+    _open: list[socket.socket] = field(default_factory=list)
+
+    def _take(self) -> socket.socket:
+        if self._open:
+            return self._open.pop()
+        made = socket.create_connection(("127.0.0.1", self.port), timeout=30.0)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+
+    def _give_back(self, connection: socket.socket) -> None:
+        if self.keep_alive:
+            self._open.append(connection)
+        else:
+            connection.close()
+
+    def fetch(self, path: str, *, encoding: str | None = None) -> bytes:
+        """One whole answer. ``encoding`` replaces the request's Accept-Encoding."""
+        connection = self._take()
+        connection.sendall(wire(path, encoding))
+        answer = b""
+        while not complete(answer):
+            data = connection.recv(65_536)
+            if not data:
+                break
+            answer += data
+        if not answer.startswith(b"HTTP/1.1 200") or (self.keep_alive and not complete(answer)):
+            raise BadAnswer(answer)
+        self._give_back(connection)
+        return answer
+
+    def send(self, path: str, requests: int) -> None:
+        """Many requests; every answer must have the size of the first."""
+        size = len(self.fetch(path))
+        request = wire(path)
+        waiting: deque[socket.socket] = deque()
+        for _ in range(requests - 1):
+            if len(waiting) == self.width:
+                self._read(waiting.popleft(), size)
+            connection = self._take()
+            connection.sendall(request)
+            waiting.append(connection)
+        while waiting:
+            self._read(waiting.popleft(), size)
+
+    def _read(self, connection: socket.socket, size: int) -> None:
+        answer = connection.recv(65_536)
+        while len(answer) < size:
+            data = connection.recv(65_536)
+            if not data:
+                break
+            answer += data
+        if len(answer) != size or not answer.startswith(b"HTTP/1.1 200"):
+            raise BadAnswer(answer)
+        self._give_back(connection)
+
+
+def job(connections: Connections, path: str, requests: int) -> dict[str, Any]:
+    """Load and both readings: CPU nanoseconds and requests in between."""
+    before = _reading(connections)
+    connections.send(path, requests)
+    after = _reading(connections)
+    return {key: after[key] - before[key] for key in ("cpu_ns", "requests")}
+
+
+def _reading(connections: Connections) -> dict[str, int]:
+    found: dict[str, int] = json.loads(connections.fetch(CONTROL).partition(b"\r\n\r\n")[2])
+    return found
+
+
+def main() -> None:
+    known: dict[int, Connections] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        port = order["port"]
+        if port not in known:
+            known[port] = Connections(port, order["keep_alive"], order["connections"])
+        print(json.dumps(job(known[port], order["path"], order["requests"])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

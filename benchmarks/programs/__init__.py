@@ -1,0 +1,1 @@
+"""What can be run: each module is one question, asked once per case."""

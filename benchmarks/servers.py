@@ -1,0 +1,155 @@
+"""Real servers, one worker each, as arms of the harness."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.apps import PROTOCOLS
+from benchmarks.pipes import Drain
+
+CONNECTIONS = 8
+START_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server. ``drain`` counts the access lines of its worker."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    drain: Drain
+
+
+def command(framework: str, port: int) -> list[str]:
+    """uvicorn with uvloop and httptools for ASGI, gunicorn's sync worker for WSGI."""
+    if PROTOCOLS[framework] == "asgi":
+        return [
+            *(sys.executable, "-m", "uvicorn", "--factory", "benchmarks.served:application"),
+            *("--port", str(port), "--loop", "uvloop", "--http", "httptools"),
+            *("--interface", "asgi3", "--no-access-log", "--log-level", "warning"),
+        ]
+    return [
+        *(sys.executable, "-m", "gunicorn", "benchmarks.served:application()"),
+        *("--bind", f"127.0.0.1:{port}", "--worker-class", "sync", "--workers", "1"),
+        *("--log-level", "warning"),
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(framework: str, variants: Sequence[str]) -> Iterator[dict[str, Server]]:
+    """A server per variant, all up; stopped at the end."""
+    running: dict[str, Server] = {}
+    try:
+        for variant in variants:
+            running[variant] = _start(framework, variant)
+        for server in running.values():
+            _wait(server)
+        yield running
+    finally:
+        for server in running.values():
+            server.process.send_signal(signal.SIGTERM)
+        for server in running.values():
+            try:
+                server.process.wait(10)
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+                server.process.wait()
+            server.drain.finish()
+
+
+def _start(framework: str, variant: str) -> Server:
+    port, drain = free_port(), Drain()
+    process = subprocess.Popen(
+        command(framework, port),
+        stdin=subprocess.DEVNULL,
+        stdout=drain.writer,
+        env=os.environ | {"BENCHMARK_FRAMEWORK": framework, "BENCHMARK_VARIANT": variant},
+    )
+    drain.started()
+    return Server(port, process, drain)
+
+
+def _wait(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", server.port), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"the server did not start: {server.process.args!r}")
+
+
+class Load:
+    """The client process; a context manager."""
+
+    def __enter__(self) -> Load:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+    def run(self, order: dict[str, Any]) -> dict[str, int]:
+        """One job; the worker's CPU nanoseconds and requests."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("the load client died; its error is above")
+        found: dict[str, int] = json.loads(answer)
+        return found
+
+
+@dataclass(slots=True)
+class Served:
+    """A real server as an arm: CPU as its worker reports it."""
+
+    name: str
+    server: Server
+    load: Load
+    path: str
+    keep_alive: bool
+    requests: int = 0
+
+    def block(self, requests: int) -> float:
+        found = self.load.run(
+            {
+                "port": self.server.port,
+                "path": self.path,
+                "requests": requests,
+                "keep_alive": self.keep_alive,
+                "connections": CONNECTIONS,
+            }
+        )
+        if found["requests"] != requests:
+            raise RuntimeError(f"{self.name} served {found['requests']} of {requests} requests")
+        self.requests += requests
+        return float(found["cpu_ns"])

@@ -1,0 +1,26 @@
+"""The neutral answer: what the core says, in words every adapter can speak.
+
+A request needs no neutral twin: an adapter hands the few values that the core
+reads to :meth:`opsguard.guard.Runtime.open` as plain arguments, because building an
+object for them would cost more than everything done with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Response"]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer of ours, complete and small, sent by the adapter as it is.
+
+    `headers` are (name, value) pairs of latin-1 text, names in their canonical case;
+    `Content-Length` is among them. For HEAD `body` is empty and the headers are those of GET.
+    Immutable, so it may be shared by threads.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes

@@ -1,0 +1,25 @@
+"""Logs: one JSON object per line, from every logger of the process, to one output.
+
+- :func:`open_sink` makes the output, :func:`configure` leads the loggers to it,
+- :func:`access_line` makes the function that writes the line of a request,
+- :class:`Logger` takes keyword fields.
+"""
+
+from __future__ import annotations
+
+from opsguard.logging.access import AccessLine, access_line
+from opsguard.logging.formatters import ConsoleFormatter, JsonFormatter
+from opsguard.logging.logger import Logger
+from opsguard.logging.setup import configure
+from opsguard.logging.sink import Sink, open_sink
+
+__all__ = [
+    "AccessLine",
+    "ConsoleFormatter",
+    "JsonFormatter",
+    "Logger",
+    "Sink",
+    "access_line",
+    "configure",
+    "open_sink",
+]

@@ -1,0 +1,223 @@
+"""The two places lines can go, written to without ever waiting.
+
+Not thread-safe: the sink's lock is around every call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+__all__ = ["PIPE_BUF", "File", "Send", "Stdout", "Target"]
+
+PIPE_BUF: Final[int] = getattr(select, "PIPE_BUF", 4096)
+"""Bytes that a pipe takes as one (POSIX): 4096 on Linux."""
+
+Send: TypeAlias = Callable[[bytes], int]
+"""Writes as much as goes without waiting and says how much. BlockingIOError if nothing goes now,
+any other OSError or ValueError if nothing will."""
+
+
+class Target(Protocol):
+    stale: bool
+    """Look again where the target is now, at the next `prepare`. Set with each tick."""
+
+    def prepare(self) -> Send:
+        """The function that writes to where the target is now. OSError if it is nowhere."""
+        ...
+
+    def close(self) -> None:
+        """Release descriptors. The next `prepare` opens new ones."""
+
+    def terminal(self) -> bool:
+        """Whether a person reads it."""
+        ...
+
+
+class Stdout:
+    """`sys.stdout`, as it is at the time of each write."""
+
+    __slots__ = ("_channel", "_send", "_stream", "stale")
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._channel: Channel | None = None
+        self._send: Send = self._send_to_object
+        self.stale = True
+
+    def prepare(self) -> Send:
+        if sys.stdout is self._stream and not self.stale:
+            return self._send
+        self._stream = sys.stdout
+        try:
+            number = _descriptor_of(self._stream)
+            # The number can come to mean something else: a daemon's dup2, a capture that ended.
+            here = None if number is None else (number, _identity(os.fstat(number)))
+        except OSError:
+            self.close()  # we would be the last to hold it open, and somebody may wait for its end
+            raise
+        if self._channel is not None and (self._channel.number, self._channel.identity) != here:
+            self.close()
+        if number is None:
+            self._send = self._send_to_object
+        else:
+            if self._channel is None:
+                self._channel = Channel(number)
+            self._send = self._channel.send
+        self.stale = False
+        return self._send
+
+    def _send_to_object(self, data: bytes) -> int:
+        self._stream.write(data.decode("utf-8"))
+        if hasattr(self._stream, "flush"):
+            self._stream.flush()
+        return len(data)
+
+    def close(self) -> None:
+        self.stale = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def terminal(self) -> bool:
+        try:
+            number = _descriptor_of(sys.stdout)
+        except OSError:
+            return False
+        return number is not None and os.isatty(number)
+
+
+class File:
+    """A path, opened for appending; followed when it is moved away or removed."""
+
+    __slots__ = ("_channel", "_path", "stale")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._channel: Channel | None = None
+        self.stale = True
+
+    def prepare(self) -> Send:
+        if self._channel is not None and (not self.stale or self._in_place(self._channel)):
+            self.stale = False
+            return self._channel.send
+        self.close()
+        # Not waiting: opening a FIFO that nobody reads would.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+        number = os.open(self._path, flags | getattr(os, "O_NOCTTY", 0), 0o644)
+        self._channel = Channel(number, owned=True)
+        self.stale = False
+        return self._channel.send
+
+    def _in_place(self, channel: Channel) -> bool:
+        try:
+            return _identity(self._path.stat()) == channel.identity
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        self.stale = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def terminal(self) -> bool:
+        return False
+
+
+class Channel:
+    """One open file, written to without waiting, through a descriptor that is ours alone.
+
+    O_NONBLOCK is a property of the open file, which standard output shares with other processes
+    (a shell, the other workers): setting it there would break them. So a pipe is opened a second
+    time, a socket is told by each call, and the rest is asked before each write.
+    """
+
+    __slots__ = ("_ours", "_poll", "_socket", "identity", "number", "send")
+
+    send: Send
+
+    def __init__(self, number: int, *, owned: bool = False) -> None:
+        """`owned`: the descriptor is ours already, and was opened without waiting."""
+        self.number = number
+        status = os.fstat(number)
+        self.identity = _identity(status)
+        self._socket: socket.socket | None = None
+        self._poll: select.poll | None = None
+        if owned:
+            self._ours = number
+            self.send = self._send_plain
+            return
+        reopened = _open_again(number) if stat.S_ISFIFO(status.st_mode) else None
+        # A copy, because the number may be closed and given to another file between two looks.
+        self._ours = os.dup(number) if reopened is None else reopened
+        if reopened is not None or stat.S_ISREG(status.st_mode):
+            self.send = self._send_plain
+        elif stat.S_ISSOCK(status.st_mode) and hasattr(socket, "MSG_DONTWAIT"):
+            self._socket = socket.socket(fileno=self._ours)
+            self.send = self._send_socket
+        elif hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(self._ours, select.POLLOUT)
+            self.send = self._send_polled
+        else:
+            self.send = self._send_plain
+
+    def _send_plain(self, data: bytes) -> int:
+        return os.write(self._ours, data)
+
+    def _send_socket(self, data: bytes) -> int:
+        assert self._socket is not None
+        return self._socket.send(data, socket.MSG_DONTWAIT)
+
+    def _send_polled(self, data: bytes) -> int:
+        # Writable means room for PIPE_BUF bytes; more could wait. Another process may take the
+        # room between the two calls: then we wait for the reader once.
+        assert self._poll is not None
+        if not self._poll.poll(0):
+            raise BlockingIOError("the target takes nothing now")
+        return os.write(self._ours, data[:PIPE_BUF])
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of no use to anyone here
+            if self._socket is not None:
+                self._socket.close()
+            else:
+                os.close(self._ours)
+
+
+def _open_again(number: int) -> int | None:
+    """The pipe behind `number`, opened without waiting. None where that can't be done: outside
+    Linux, without /proc, or if the pipe is another user's.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+def _descriptor_of(stream: Any) -> int | None:
+    """The descriptor behind a stream; None if it is an object with none; 1 if there is no stream.
+
+    :raises OSError: the stream was closed. Its number may already belong to another file.
+    """
+    if stream is None:
+        return 1
+    if getattr(stream, "closed", False):
+        raise OSError("standard output is closed")
+    try:
+        number = stream.fileno()
+    except Exception:
+        return None
+    return number if isinstance(number, int) else None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -1,0 +1,158 @@
+"""Metrics: numbers in shared memory, instruments over them, HTTP metrics, the scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from prometheus_client.core import Metric
+
+from opsguard.exceptions import DeclarationError
+from opsguard.metrics.families import Family
+from opsguard.metrics.http import UNMATCHED, HttpMetrics, RouteSeries
+from opsguard.metrics.instruments import (
+    DURATION_BUCKETS,
+    Counter,
+    Gauge,
+    Histogram,
+    check_buckets,
+    check_names,
+)
+from opsguard.metrics.store import Store
+
+__all__ = [
+    "UNMATCHED",
+    "Counter",
+    "Gauge",
+    "Histogram",
+    "HttpMetrics",
+    "Metrics",
+    "RouteSeries",
+]
+
+I = TypeVar("I", Counter, Gauge, Histogram)
+
+
+class Metrics:
+    """`ops.metrics`: makes instruments, and knows every family for the scrape.
+
+    Instruments may be declared at any time; declaring the same one again gives the first, so a
+    module may be reloaded. Thread-safe. `limit` is the most label sets a family may have.
+    Also a Collector of prometheus_client: ``registry.register(ops.metrics)`` works.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        limit: int = 2000,
+        failed: Callable[[str, BaseException | None], None],
+    ) -> None:
+        self.store = store
+        self._limit = limit
+        self._failed = failed
+        self._families: dict[str, Family] = {}
+        self._instruments: dict[str, Counter | Gauge | Histogram] = {}
+        self._overflow = self.family(
+            "opsguard_series_overflow_total",
+            "Label sets beyond the limit, counted together under <overflow>.",
+            "counter",
+            ("metric",),
+        )
+
+    def counter(self, name: str, help: str = "", labels: Sequence[str] = ()) -> Counter:
+        """A counter, exposed under exactly this name: as a counter if it ends in ``_total``, else
+        untyped, since the formats know no counter of another name.
+
+        Raises DeclarationError for a bad name, or if the name is taken by something else.
+        """
+        kind = "counter" if name.endswith("_total") else "unknown"
+        return self._instrument(Counter, name, help, kind, tuple(labels))
+
+    def gauge(self, name: str, help: str = "", labels: Sequence[str] = ()) -> Gauge:
+        """A gauge. Raises DeclarationError like `counter`."""
+        return self._instrument(Gauge, name, help, "gauge", tuple(labels))
+
+    def histogram(
+        self,
+        name: str,
+        help: str = "",
+        labels: Sequence[str] = (),
+        buckets: Sequence[float] = DURATION_BUCKETS,
+    ) -> Histogram:
+        """A histogram with these upper bounds; +Inf is implied. Raises DeclarationError."""
+        bounds = check_buckets(name, buckets)
+        return self._instrument(Histogram, name, help, "histogram", tuple(labels), bounds)
+
+    def family(
+        self,
+        name: str,
+        help: str,
+        kind: str,
+        labels: tuple[str, ...],
+        buckets: tuple[float, ...] = (),
+    ) -> Family:
+        """A family of our own. A counter renamed to a name without ``_total`` becomes unknown."""
+        if kind == "counter" and not name.endswith("_total"):
+            kind = "unknown"
+        with self.store.lock:
+            if name in self._families:
+                raise DeclarationError(f"the metric {name} is declared twice")
+            made = Family(
+                self.store,
+                name,
+                help,
+                kind,
+                labels,
+                buckets=buckets,
+                limit=self._limit,
+                on_overflow=self._count_overflow,
+            )
+            self._families[name] = made
+        return made
+
+    def set_limit(self, limit: int) -> None:
+        """The most label sets from now on, for the families there are and those to come."""
+        self._limit = limit
+        for family in list(self._families.values()):
+            family.limit = limit
+
+    def expose(self, openmetrics: bool) -> Iterator[tuple[str, str]]:
+        """(family name, finished text) of every family that has a series. A family that fails (a
+        gauge's function raised) is left out and counted.
+        """
+        for family in list(self._families.values()):
+            try:
+                if len(family) or family.functions:
+                    yield family.expose(openmetrics)
+            except Exception as error:
+                self._failed(f"collector:{family.name}", error)
+
+    def collect(self) -> Iterable[Metric]:
+        """The families as prometheus_client knows them."""
+        return [family.collect() for family in list(self._families.values()) if len(family)]
+
+    def _instrument(
+        self,
+        type_: type[I],
+        name: str,
+        help: str,
+        kind: str,
+        labels: tuple[str, ...],
+        buckets: tuple[float, ...] = (),
+    ) -> I:
+        check_names(name, labels)
+        with self.store.lock:
+            found = self._instruments.get(name)
+            if found is None:
+                made = type_(self.family(name, help, kind, labels, buckets))
+                self._instruments[name] = made
+                return made
+        if isinstance(found, type_) and found.shape == (labels, buckets):
+            return found
+        raise DeclarationError(f"the metric {name} is declared twice, and differently")
+
+    def _count_overflow(self, name: str) -> None:
+        at = self._overflow.at((name,))
+        with self.store.exclusive:
+            self.store.cells[at] += 1.0

@@ -1,0 +1,250 @@
+"""Families: a metric with its label names, its series in the store, and its text.
+
+A family knows how many label sets it may have. The one after the last goes, with all that follow,
+to one series whose label values are all ``<overflow>``, is counted, and is said once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from math import isfinite
+
+from prometheus_client.core import Metric
+
+from opsguard.metrics.store import Store, StoreFull
+
+__all__ = ["OVERFLOW", "Family", "clean"]
+
+OVERFLOW = "<overflow>"
+_LONGEST = 1024
+_Exemplar = tuple[dict[str, str], float, float]  # labels, value, seconds since the epoch
+
+
+class Family:
+    """One metric: `kind` is counter, gauge, histogram or unknown; `buckets` are a histogram's
+    upper bounds without +Inf.
+
+    `at(labels)` gives the index of a series' first cell in `store.cells`. Cells of a histogram:
+    one for each bucket (not cumulative), one for +Inf, the sum. Thread-safe.
+    """
+
+    __slots__ = (
+        "_id",
+        "_overflowed",
+        "_series",
+        "buckets",
+        "exemplars",
+        "functions",
+        "help",
+        "kind",
+        "labels",
+        "limit",
+        "name",
+        "on_overflow",
+        "store",
+        "width",
+    )
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        help: str,
+        kind: str,
+        labels: tuple[str, ...] = (),
+        *,
+        buckets: tuple[float, ...] = (),
+        limit: int = 2000,
+        on_overflow: Callable[[str], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.name = name
+        self.help = help
+        self.kind = kind
+        self.labels = labels
+        self.buckets = buckets
+        self.limit = limit
+        self.on_overflow = on_overflow
+        self.width = len(buckets) + 2 if kind == "histogram" else 1
+        self.exemplars: dict[tuple[tuple[str, ...], int], _Exemplar] = {}
+        self.functions: dict[tuple[str, ...], Callable[[], float]] = {}
+        self._series: dict[tuple[str, ...], int] = {}
+        self._id: int | None = None
+        self._overflowed = False
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    def at(self, values: tuple[str, ...]) -> int:
+        """The index of the first cell of the series with these label values."""
+        try:
+            return self._series[values]
+        except KeyError:
+            return self._find(tuple([clean(value) for value in values]))
+
+    def forget(self, values: tuple[str, ...]) -> None:
+        """Stop exposing a series. Its cells stay taken: an index handed out must stay harmless."""
+        with self.store.lock:
+            self._series.pop(values, None)
+            self.functions.pop(values, None)
+
+    def forget_all(self) -> None:
+        with self.store.lock:
+            self._series = {}
+            self.functions = {}
+
+    def expose(self, openmetrics: bool) -> tuple[str, str]:
+        """(family name, its finished text block) in the Prometheus text or OpenMetrics format."""
+        name, kind = self.name, self.kind
+        if kind == "counter" and openmetrics:
+            name = name.removesuffix("_total")
+        if kind == "unknown" and not openmetrics:
+            kind = "untyped"
+        text = self.help.replace("\\", "\\\\").replace("\n", "\\n")
+        if openmetrics:
+            text = text.replace('"', '\\"')
+        lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
+        lines += self._histograms(openmetrics) if self.width > 1 else self._values(openmetrics)
+        return name, "".join(lines)
+
+    def collect(self) -> Metric:
+        """The family as prometheus_client knows it, for registries and push gateways."""
+        cells = self.store.cells
+        metric = Metric(self.name, self.help, self.kind)
+        for values, at in list(self._series.items()):
+            labels = dict(zip(self.labels, values, strict=True))
+            if self.width == 1:
+                metric.add_sample(self.name, labels, cells[at])
+                continue
+            bounds = [number(bound) for bound in self.buckets] + ["+Inf"]
+            counts = list(accumulate(cells[at : at + self.width - 1]))
+            for bound, count in zip(bounds, counts, strict=True):
+                metric.add_sample(f"{self.name}_bucket", {**labels, "le": bound}, count)
+            metric.add_sample(f"{self.name}_count", labels, counts[-1])
+            metric.add_sample(f"{self.name}_sum", labels, cells[at + self.width - 1])
+        return metric
+
+    def _find(self, values: tuple[str, ...]) -> int:
+        with self.store.lock:
+            found = self._series.get(values)
+            if found is None:
+                found = self._add(values)
+        return found
+
+    def _add(self, values: tuple[str, ...]) -> int:
+        if len(self._series) >= self.limit and self.labels:
+            return self._overflow()
+        try:
+            return self._place(values)
+        except StoreFull:
+            return self._overflow()
+
+    def _overflow(self) -> int:
+        values = (OVERFLOW,) * len(self.labels)
+        if self.on_overflow is not None:
+            self.on_overflow(self.name)
+        if not self._overflowed:
+            self._overflowed = True
+            logging.getLogger("opsguard").warning(
+                "metric %s has reached its %d label sets; further ones are counted together as %s",
+                self.name,
+                self.limit,
+                OVERFLOW,
+            )
+        try:
+            return self._series[values] if values in self._series else self._place(values)
+        except StoreFull:
+            return self.store.spare
+
+    def _place(self, values: tuple[str, ...]) -> int:
+        if self._id is None:
+            self._id = self.store.family(
+                {
+                    "name": self.name,
+                    "type": self.kind,
+                    "help": self.help,
+                    "labels": self.labels,
+                    "buckets": self.buckets,
+                }
+            )
+        at = self.store.series(self._id, values, self.width)
+        self._series[values] = at
+        return at
+
+    def _values(self, openmetrics: bool) -> Iterator[str]:
+        cells = self.store.cells
+        for values, function in list(self.functions.items()):
+            cells[self.at(values)] = float(function())
+        for values, at in list(self._series.items()):
+            pairs = self._pairs(values)
+            braces = f"{{{pairs}}}" if pairs else ""
+            exemplar = self._exemplar(values, 0) if openmetrics else ""
+            yield f"{self.name}{braces} {number(cells[at])}{exemplar}\n"
+
+    def _histograms(self, openmetrics: bool) -> Iterator[str]:
+        cells, width, name = self.store.cells, self.width, self.name
+        bounds = [number(bound) for bound in self.buckets] + ["+Inf"]
+        form = "".join([f'{name}_bucket{{%s%sle="{bound}"}} %r\n' for bound in bounds])
+        for values, at in list(self._series.items()):
+            pairs = self._pairs(values)
+            comma = "," if pairs else ""
+            braces = f"{{{pairs}}}" if pairs else ""
+            counts = list(accumulate(cells[at : at + width - 1]))
+            if openmetrics and self.exemplars:
+                yield from self._bucket_lines(values, pairs + comma, bounds, counts)
+            else:
+                yield form % tuple([part for count in counts for part in (pairs, comma, count)])
+            total = number(cells[at + width - 1])
+            yield f"{name}_count{braces} {counts[-1]!r}\n{name}_sum{braces} {total}\n"
+
+    def _bucket_lines(
+        self, values: tuple[str, ...], pairs: str, bounds: list[str], counts: list[float]
+    ) -> Iterator[str]:
+        for place, (bound, count) in enumerate(zip(bounds, counts, strict=True)):
+            exemplar = self._exemplar(values, place)
+            yield f'{self.name}_bucket{{{pairs}le="{bound}"}} {count!r}{exemplar}\n'
+
+    def _exemplar(self, values: tuple[str, ...], place: int) -> str:
+        found = self.exemplars.get((values, place))
+        if found is None:
+            return ""
+        labels, value, when = found
+        pairs = ",".join([f'{name}="{escape(text)}"' for name, text in labels.items()])
+        return f" # {{{pairs}}} {number(value)} {when:.3f}"
+
+    def _pairs(self, values: Iterable[str]) -> str:
+        return ",".join(
+            [f'{name}="{escape(text)}"' for name, text in zip(self.labels, values, strict=True)]
+        )
+
+
+def clean(value: object) -> str:
+    """`value` as a label value that no scrape can break on: text, at most 1,024 characters, no NUL,
+    nothing that UTF-8 cannot encode.
+    """
+    try:
+        text = value if type(value) is str else str(value)
+    except Exception:  # a label value's own __str__
+        return "<unprintable>"
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 1] + "…"
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.encode("utf-8", "replace").decode("utf-8", "replace")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def escape(text: str) -> str:
+    """A label value between its quotes, in both formats."""
+    if '"' in text or "\\" in text or "\n" in text:
+        return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return text
+
+
+def number(value: float) -> str:
+    """A sample value in both formats."""
+    if isfinite(value):
+        return repr(float(value))
+    return "NaN" if value != value else "+Inf" if value > 0 else "-Inf"

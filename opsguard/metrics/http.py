@@ -1,0 +1,271 @@
+"""HTTP metrics: what is counted of each request, and under which names.
+
+Everything about a request is resolved to cell indexes once per (method, endpoint) and once more
+per status; recording is then a few additions.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from opsguard.metrics.families import Family
+
+if TYPE_CHECKING:
+    from opsguard.metrics import Metrics
+    from opsguard import settings as options
+
+__all__ = ["UNMATCHED", "HttpMetrics", "RouteSeries"]
+
+UNMATCHED = "<unmatched>"
+OTHER = "_OTHER"
+_METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
+)
+SIZE_BUCKETS = (100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0, 10_000_000.0)
+"""Bytes."""
+
+_OTEL_NAMES = {
+    "http_request_duration_seconds": "http_server_request_duration_seconds",
+    "http_requests_in_progress": "http_server_active_requests",
+    "http_request_size_bytes": "http_server_request_body_size_bytes",
+    "http_response_size_bytes": "http_server_response_body_size_bytes",
+}
+_OTEL_LABELS = {
+    "method": "http_request_method",
+    "endpoint": "http_route",
+    "status": "http_response_status_code",
+}
+
+
+class RouteSeries:
+    """The cells of one (method, endpoint). `outcomes` maps a status to its two cells: the requests
+    counter and the first of the duration histogram.
+    """
+
+    __slots__ = (
+        "endpoint",
+        "first_byte",
+        "in_progress",
+        "method",
+        "outcomes",
+        "received",
+        "sent",
+    )
+
+    def __init__(
+        self, method: str, endpoint: str, in_progress: int, first_byte: int, received: int, sent: int
+    ) -> None:
+        self.method = method
+        self.endpoint = endpoint
+        self.in_progress = in_progress
+        self.first_byte = first_byte
+        self.received = received
+        self.sent = sent
+        self.outcomes: dict[int, tuple[int, int]] = {}
+
+
+class HttpMetrics:
+    """Counts requests: `begin` at the route, `finish` once at the end. Both are made for this
+    interpreter, with a lock where it has no GIL, and are safe in threads for any method, endpoint
+    and status.
+    """
+
+    def __init__(self, metrics: Metrics, settings: options.Metrics) -> None:
+        otel = settings.schema == "otel"
+        names = dict(_OTEL_NAMES) if otel else {}
+        names.update(settings.names)
+        labels = dict(_OTEL_LABELS) if otel else {}
+        labels.update(settings.labels)
+
+        def family(
+            name: str, help: str, kind: str, keys: tuple[str, ...], buckets: tuple[float, ...] = ()
+        ) -> Family:
+            exposed = names.get(name) or name.replace("http", settings.prefix, 1)
+            return metrics.family(
+                exposed, help, kind, tuple([labels.get(key, key) for key in keys]), buckets
+            )
+
+        route = ("method", "endpoint")
+        seconds = settings.buckets
+        self._store = metrics.store
+        self._seconds = seconds
+        self._by_status = otel
+        self._requests = family(
+            "http_requests_total", "HTTP requests served.", "counter", (*route, "status")
+        )
+        self._duration = family(
+            "http_request_duration_seconds",
+            "Seconds from the arrival of a request to the last byte of its answer.",
+            "histogram",
+            (*route, "status") if otel else route,
+            seconds,
+        )
+        self._first_byte = family(
+            "http_request_first_byte_seconds",
+            "Seconds from the arrival of a request to the start of its answer.",
+            "histogram",
+            route,
+            seconds,
+        )
+        self._in_progress = family(
+            "http_requests_in_progress",
+            "Requests being served, from the moment their route is known.",
+            "gauge",
+            route,
+        )
+        self._received = family(
+            "http_request_size_bytes", "Bytes of request bodies.", "histogram", route, SIZE_BUCKETS
+        )
+        self._sent = family(
+            "http_response_size_bytes", "Bytes of answers' bodies.", "histogram", route, SIZE_BUCKETS
+        )
+        self._errors = family(
+            "http_errors_total",
+            "Unhandled exceptions by type, and answers of 500 and above by status.",
+            "counter",
+            (*route, "error_type"),
+        )
+        self._sockets = metrics.family(
+            "websocket_connections_total",
+            "Websocket connections opened.",
+            "counter",
+            (labels.get("endpoint", "endpoint"),),
+        )
+        self._sockets_in_progress = metrics.family(
+            "websocket_connections_in_progress",
+            "Websocket connections that are open.",
+            "gauge",
+            (labels.get("endpoint", "endpoint"),),
+        )
+        self.routes: dict[tuple[str, str], RouteSeries] = {}
+
+    def series(self, method: str, endpoint: str) -> RouteSeries:
+        """The cells of (method, endpoint); an unknown method is ``_OTHER``."""
+        try:
+            return self.routes[method, endpoint]
+        except KeyError:
+            return self._resolve(method if method in _METHODS else OTHER, endpoint)
+
+    def begin_with(self) -> Callable[[RouteSeries], None]:
+        """The function that says: one more request of this route is being served."""
+        store = self._store
+
+        def begin(series: RouteSeries) -> None:
+            store.cells[series.in_progress] += 1.0
+
+        def locked(series: RouteSeries) -> None:
+            with store.lock:
+                begin(series)
+
+        return begin if store.gil else locked
+
+    def finish_with(
+        self,
+    ) -> Callable[[RouteSeries, int, float, float, int, int, bool], None]:
+        """The function that records one request: series, status, seconds in all, seconds to the
+        first byte, bytes received, bytes sent, and whether `begin` was called for it.
+        """
+        store, seconds, outcome = self._store, self._seconds, self._outcome
+        last, size_last = len(seconds) + 1, len(SIZE_BUCKETS) + 1
+
+        def finish(
+            series: RouteSeries,
+            status: int,
+            duration: float,
+            first_byte: float,
+            received: int,
+            sent: int,
+            begun: bool,
+        ) -> None:
+            try:
+                count, total = series.outcomes[status]
+            except KeyError:
+                count, total = outcome(series, status)
+            bucket = total + bisect_left(seconds, duration)
+            early = series.first_byte
+            early_bucket = early + bisect_left(seconds, first_byte)
+            body = series.sent
+            body_bucket = body + bisect_left(SIZE_BUCKETS, sent)
+            into = series.received
+            into_bucket = into + bisect_left(SIZE_BUCKETS, received) if received else into
+            # From here on there is no call, so that under the GIL each line is one step: see store.
+            cells = store.cells
+            cells[count] += 1.0
+            cells[bucket] += 1.0
+            cells[total + last] += duration
+            cells[early_bucket] += 1.0
+            cells[early + last] += first_byte
+            cells[body_bucket] += 1.0
+            cells[body + size_last] += sent
+            cells[into_bucket] += 1.0
+            if received:
+                cells[into + size_last] += received
+            if begun:
+                cells[series.in_progress] -= 1.0
+
+        if store.gil:
+            return finish
+
+        def locked(
+            series: RouteSeries,
+            status: int,
+            duration: float,
+            first_byte: float,
+            received: int,
+            sent: int,
+            begun: bool,
+        ) -> None:
+            with store.lock:
+                finish(series, status, duration, first_byte, received, sent, begun)
+
+        return locked
+
+    def error(self, series: RouteSeries, error_type: str) -> None:
+        """Count one error: the name of an exception's class, or a status of 500 and above."""
+        at = self._errors.at((series.method, series.endpoint, error_type))
+        with self._store.exclusive:
+            self._store.cells[at] += 1.0
+
+    def socket_opened(self, endpoint: str) -> None:
+        total = self._sockets.at((endpoint,))
+        open_now = self._sockets_in_progress.at((endpoint,))
+        with self._store.exclusive:
+            self._store.cells[total] += 1.0
+            self._store.cells[open_now] += 1.0
+
+    def socket_closed(self, endpoint: str) -> None:
+        open_now = self._sockets_in_progress.at((endpoint,))
+        with self._store.exclusive:
+            self._store.cells[open_now] -= 1.0
+
+    def _resolve(self, method: str, endpoint: str) -> RouteSeries:
+        found = self.routes.get((method, endpoint))
+        if found is not None:
+            return found
+        key = (method, endpoint)
+        made = RouteSeries(
+            method,
+            endpoint,
+            self._in_progress.at(key),
+            self._first_byte.at(key),
+            self._received.at(key),
+            self._sent.at(key),
+        )
+        if len(self.routes) < self._requests.limit:
+            self.routes[key] = made
+        return made
+
+    def _outcome(self, series: RouteSeries, status: int) -> tuple[int, int]:
+        key = (series.method, series.endpoint)
+        labels = (*key, str(status))
+        found = (
+            self._requests.at(labels),
+            self._duration.at(labels if self._by_status else key),
+        )
+        if len(series.outcomes) < 1000:
+            series.outcomes[status] = found
+        return found
+
+

@@ -1,0 +1,295 @@
+"""`ops.metrics.counter`, `gauge`, `histogram`: the API of prometheus_client over the store.
+
+An instrument without label names is its own only series; with label names `labels(...)` gives one.
+All are safe in threads: under the GIL an addition is one step, without it it is done under the
+store's lock (see `store`). After a fork the child counts from zero in its own file.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from opsguard.clock import Clock, elapsed, wall
+from opsguard.exceptions import DeclarationError
+from opsguard.metrics.families import Family
+
+__all__ = ["Counter", "Gauge", "Histogram"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound="_Series")
+
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_EXEMPLAR_LIMIT = 128  # characters of all names and values, OpenMetrics 1.0
+DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Seconds; the defaults of prometheus_client."""
+
+
+class _Series:
+    """One label set of a family; `at` is its first cell."""
+
+    __slots__ = ("_at", "_family", "_store", "_values")
+
+    def __init__(self, family: Family, values: tuple[str, ...]) -> None:
+        self._family = family
+        self._store = family.store
+        self._values = values
+        self._at = family.at(values)
+
+    def _keep_exemplar(self, place: int, value: float, exemplar: Mapping[str, str] | None) -> None:
+        if exemplar is None:
+            return
+        size = sum([len(name) + len(text) for name, text in exemplar.items()])
+        if size > _EXEMPLAR_LIMIT:
+            raise ValueError(f"an exemplar has at most {_EXEMPLAR_LIMIT} characters, not {size}")
+        self._family.exemplars[self._values, place] = (dict(exemplar), value, wall())
+
+
+class CounterSeries(_Series):
+    """A number that only grows."""
+
+    __slots__ = ()
+
+    def inc(self, amount: float = 1.0, exemplar: Mapping[str, str] | None = None) -> None:
+        """Add `amount`, at least 0. Raises ValueError for a negative amount or NaN."""
+        amount = float(amount)
+        if not amount >= 0.0:
+            raise ValueError("a counter only grows: the amount must be at least 0")
+        with self._store.exclusive:
+            self._store.cells[self._at] += amount
+        self._keep_exemplar(0, amount, exemplar)
+
+    @contextmanager
+    def count_exceptions(
+        self, exception: type[BaseException] | tuple[type[BaseException], ...] = Exception
+    ) -> Generator[None]:
+        """Add 1 for each exception of this type that leaves the block; it goes on."""
+        try:
+            yield
+        except exception:
+            self.inc()
+            raise
+
+
+class GaugeSeries(_Series):
+    """A number that goes up and down."""
+
+    __slots__ = ()
+
+    def set(self, value: float) -> None:
+        self._store.cells[self._at] = float(value)
+
+    def inc(self, amount: float = 1.0) -> None:
+        amount = float(amount)
+        with self._store.exclusive:
+            self._store.cells[self._at] += amount
+
+    def dec(self, amount: float = 1.0) -> None:
+        self.inc(-amount)
+
+    def set_to_current_time(self) -> None:
+        """Seconds since the epoch."""
+        self.set(wall())
+
+    def set_function(self, function: Callable[[], float]) -> None:
+        """Ask `function` at each scrape. One that raises costs this metric that scrape."""
+        self._family.functions[self._values] = function
+
+    @contextmanager
+    def track_inprogress(self) -> Generator[None]:
+        self.inc()
+        try:
+            yield
+        finally:
+            self.dec()
+
+    def time(self) -> Timer:
+        """Set to the seconds that the block or the decorated function took."""
+        return Timer(self.set)
+
+
+class HistogramSeries(_Series):
+    """Counts of observed values by upper bound, and their sum."""
+
+    __slots__ = ()
+
+    def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
+        amount = float(amount)
+        buckets = self._family.buckets
+        place = bisect_left(buckets, amount) if amount == amount else len(buckets)
+        bucket, total = self._at + place, self._at + len(buckets) + 1
+        with self._store.exclusive:
+            self._store.cells[bucket] += 1.0
+            self._store.cells[total] += amount
+        self._keep_exemplar(place, amount, exemplar)
+
+    def time(self) -> Timer:
+        """Observe the seconds that the block or the decorated function took."""
+        return Timer(self.observe)
+
+
+class Timer:
+    """A context manager, and a decorator of plain functions, that hands over elapsed seconds."""
+
+    __slots__ = ("_clock", "_record", "_started")
+
+    def __init__(self, record: Callable[[float], None], clock: Clock = elapsed) -> None:
+        self._record = record
+        self._clock = clock
+        self._started = 0.0
+
+    def __enter__(self) -> Timer:
+        self._started = self._clock()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._record(max(0.0, self._clock() - self._started))
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            with Timer(self._record, self._clock):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+class _Instrument(Generic[S]):
+    """What counters, gauges and histograms share: label names, series, removal."""
+
+    _series_type: type[S]
+    _made: dict[tuple[Any, ...], S]
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._made = {}
+
+    @property
+    def shape(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Label names and bucket bounds."""
+        return self._family.labels, self._family.buckets
+
+    def labels(self, *values: object, **named: object) -> S:
+        """The series with these label values, by position or by name, each turned into text.
+
+        Raises ValueError if they do not fit the label names.
+        """
+        key = values if not named else self._ordered(values, named)
+        try:
+            return self._made[key]
+        except KeyError:
+            return self._make(key)
+        except TypeError:  # an unhashable label value
+            return self._make(tuple([str(value) for value in key]))
+
+    def remove(self, *values: object) -> None:
+        """Forget one series. Raises nothing if it never was."""
+        texts = tuple([str(value) for value in values])
+        self._family.forget(texts)
+        self._made = {k: v for k, v in self._made.items() if v._values != texts}
+
+    def clear(self) -> None:
+        """Forget all series."""
+        self._family.forget_all()
+        self._made = {}
+
+    def _ordered(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
+        names = self._family.labels
+        if values or len(named) != len(names) or not all(name in named for name in names):
+            raise ValueError(f"{self._family.name} has the labels {names}, not {tuple(named)}")
+        return tuple([named[name] for name in names])
+
+    def _make(self, key: tuple[object, ...]) -> S:
+        if len(key) != len(self._family.labels):
+            raise ValueError(
+                f"{self._family.name} has the labels {self._family.labels}, got {len(key)} values"
+            )
+        values = tuple([str(value) for value in key])
+        series = self._series_type(self._family, values)
+        if len(self._made) < self._family.limit:
+            self._made[key] = series
+        return series
+
+    @property
+    def _only(self) -> S:
+        return self.labels()
+
+
+class Counter(_Instrument[CounterSeries]):
+    """A count of events. Exposed with the ending ``_total``."""
+
+    _series_type = CounterSeries
+
+    def inc(self, amount: float = 1.0, exemplar: Mapping[str, str] | None = None) -> None:
+        self._only.inc(amount, exemplar)
+
+    def count_exceptions(
+        self, exception: type[BaseException] | tuple[type[BaseException], ...] = Exception
+    ) -> Any:
+        return self._only.count_exceptions(exception)
+
+
+class Gauge(_Instrument[GaugeSeries]):
+    """A value that goes up and down."""
+
+    _series_type = GaugeSeries
+
+    def set(self, value: float) -> None:
+        self._only.set(value)
+
+    def inc(self, amount: float = 1.0) -> None:
+        self._only.inc(amount)
+
+    def dec(self, amount: float = 1.0) -> None:
+        self._only.dec(amount)
+
+    def set_to_current_time(self) -> None:
+        self._only.set_to_current_time()
+
+    def set_function(self, function: Callable[[], float]) -> None:
+        self._only.set_function(function)
+
+    def track_inprogress(self) -> Any:
+        return self._only.track_inprogress()
+
+    def time(self) -> Timer:
+        return self._only.time()
+
+
+class Histogram(_Instrument[HistogramSeries]):
+    """The distribution of a value, by default of seconds."""
+
+    _series_type = HistogramSeries
+
+    def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
+        self._only.observe(amount, exemplar)
+
+    def time(self) -> Timer:
+        return self._only.time()
+
+
+def check_names(name: str, labels: Sequence[str]) -> None:
+    """Raises DeclarationError for a name or label name that Prometheus would refuse."""
+    if not _NAME.fullmatch(name):
+        raise DeclarationError(f"{name!r} is not a metric name: letters, digits, _ and : only")
+    for label in labels:
+        if not _LABEL.fullmatch(label) or label == "le":
+            raise DeclarationError(f"{label!r} is not a label name for {name}")
+    if len(set(labels)) != len(labels):
+        raise DeclarationError(f"{name} names a label twice: {tuple(labels)}")
+
+
+def check_buckets(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
+    """The upper bounds without +Inf. Raises DeclarationError if they do not grow."""
+    bounds = tuple([float(bound) for bound in buckets if bound != float("inf")])
+    if not bounds or list(bounds) != sorted(set(bounds)):
+        raise DeclarationError(f"the buckets of {name} must grow: {tuple(buckets)}")
+    if len(bounds) > 500:
+        raise DeclarationError(f"{name} has {len(bounds)} buckets; 500 are the most")
+    return bounds

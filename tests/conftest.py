@@ -1,0 +1,46 @@
+"""What holds for every test: which opsguard is under test, and how hard Hypothesis tries."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+PACKAGES = (
+    "opsguard",
+    "opsguard_asgi",
+    "opsguard_wsgi",
+    "opsguard_fastapi",
+    "opsguard_flask",
+    "opsguard_django",
+)
+
+# Checked by mypy and pyright, never run.
+collect_ignore = ["typing"]
+
+# No deadline: on a busy machine a slow example says nothing about the code.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("full", deadline=None, max_examples=2_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_sessionstart() -> None:
+    """Under nox the installed wheel is under test; the checkout's packages must be out of reach."""
+    if "OPSGUARD_TESTS_CHECKOUT" not in os.environ:
+        return
+    installed = Path(sysconfig.get_path("purelib"))
+    for package in PACKAGES:
+        spec = find_spec(package)
+        found = Path(spec.origin) if spec and spec.origin else None
+        if found is None or not found.is_relative_to(installed):
+            raise pytest.UsageError(f"{package} is to come from {installed}, not from {found}")
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The folder with pyproject.toml and the sources, wherever the tests themselves run."""
+    return Path(os.environ.get("OPSGUARD_TESTS_CHECKOUT", Path(__file__).parents[1]))

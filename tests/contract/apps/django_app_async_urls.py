@@ -1,0 +1,3 @@
+from tests.contract.apps.django_app import _urls
+
+urlpatterns = _urls(asynchronous=True)

@@ -1,0 +1,431 @@
+"""The benchmarks' judgement: figures, verdicts and the controls that make a run void.
+
+Everything here is made-up data with a fixed seed; nothing is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import report
+from benchmarks.estimates import (
+    Controls,
+    Interval,
+    Pair,
+    Round,
+    Verdict,
+    added_percent,
+    added_ratio,
+    added_us,
+    bootstrap,
+    judge,
+)
+from benchmarks.harness import (
+    Claim,
+    InProcess,
+    Plan,
+    assess,
+    in_turn,
+    one_round,
+    requests_per_block,
+    run,
+)
+from benchmarks.inprocess import counted_requests
+from benchmarks.load import complete
+from benchmarks.planted import aim, spend
+from benchmarks.program import DEFAULT_PLAN, Program, Record, Table, finished
+
+BARE_US = 400.0
+LIMIT = 2.0
+
+
+def rounds_of(
+    count: int = 64,
+    *,
+    guarded: float = 5.0,
+    twin: float = 0.0,
+    planted: float = 30.0,
+    noise: float = 2.0,
+    drift: float = 0.0,
+) -> list[Round]:
+    """Rounds as a machine would give them, from true costs in µs and a standard deviation."""
+    draw = random.Random(7)
+    found: list[Round] = []
+    for number in range(count):
+        one = {}
+        for name, added in (("guarded", guarded), ("twin", twin), ("planted", planted)):
+            bare = BARE_US + drift * number
+            one[name] = Pair(
+                1_000 * draw.gauss(bare, noise), 1_000 * draw.gauss(bare + added, noise)
+            )
+        found.append(one)
+    return found
+
+
+CLAIMS = [Claim("added %", added_percent("guarded"), LIMIT)]
+
+
+def verdict_of(rounds: Sequence[Round]) -> Verdict:
+    return assess(rounds, CLAIMS, Controls()).verdict
+
+
+# Statistics ---------------------------------------------------------------------------------------
+
+
+def test_an_added_cost_is_found_in_noise_larger_than_itself() -> None:
+    """With a cost of 5 µs in noise of 10 µs the interval holds the truth and stays useful."""
+    interval = bootstrap(rounds_of(400, noise=10.0), added_us("guarded"))
+    assert interval.contains(5.0)
+    assert interval.high - interval.low < 5.0
+
+
+def test_drift_of_the_machine_does_not_enter_the_difference() -> None:
+    """Bare that gets slower through the whole run leaves the paired difference alone."""
+    interval = bootstrap(rounds_of(drift=3.0, noise=0.5), added_us("guarded"))
+    assert interval.value == pytest.approx(5.0, abs=0.5)
+
+
+def test_a_few_wild_rounds_do_not_move_the_figure() -> None:
+    rounds = rounds_of(noise=0.5)
+    wild: list[Round] = [
+        {name: Pair(pair.bare, pair.arm * 10) for name, pair in one.items()} for one in rounds[:6]
+    ]
+    assert added_us("guarded")([*wild, *rounds[6:]]) == pytest.approx(5.0, abs=0.5)
+
+
+def test_percent_is_of_the_bare_app() -> None:
+    assert added_percent("guarded")(rounds_of(noise=0.01)) == pytest.approx(1.25, abs=0.01)
+
+
+def test_ratio_is_of_what_two_arms_add() -> None:
+    rounds = rounds_of(noise=0.01)
+    assert added_ratio("guarded", "planted")(rounds) == pytest.approx(1 / 6, abs=0.001)
+
+
+def test_the_same_rounds_give_the_same_interval() -> None:
+    rounds = rounds_of()
+    assert bootstrap(rounds, added_us("guarded")) == bootstrap(rounds, added_us("guarded"))
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Of 200 intervals of 95 % over fresh samples, 90 % or more hold the true mean."""
+    draw = random.Random(3)
+    held = 0
+    for seed in range(200):
+        sample = [draw.gauss(1.0, 1.0) for _ in range(40)]
+        mean = bootstrap(sample, lambda s: sum(s) / len(s), seed=seed, resamples=200)
+        held += mean.contains(1.0)
+    assert held >= 180
+
+
+def test_no_rounds_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        bootstrap([], added_us("guarded"))
+
+
+# Verdicts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        pytest.param(Interval(1.0, 0.5, 1.5), Verdict.PASS, id="all within"),
+        pytest.param(Interval(1.5, 1.0, 2.0), Verdict.PASS, id="upper end on the limit"),
+        pytest.param(Interval(1.9, 1.5, 2.1), Verdict.UNDECIDED, id="upper end above"),
+        pytest.param(Interval(2.5, 2.0, 3.0), Verdict.UNDECIDED, id="lower end on the limit"),
+        pytest.param(Interval(2.5, 2.1, 3.0), Verdict.FAIL, id="all above"),
+    ],
+)
+def test_only_a_whole_interval_decides(interval: Interval, verdict: Verdict) -> None:
+    assert judge(interval, 2.0) is verdict
+
+
+@pytest.mark.parametrize(
+    ("costs", "verdict"),
+    [
+        pytest.param({"guarded": 5.0}, Verdict.PASS, id="1.25 %"),
+        pytest.param({"guarded": 12.0}, Verdict.FAIL, id="3 %"),
+        pytest.param({"guarded": 8.0}, Verdict.UNDECIDED, id="2 % exactly"),
+        pytest.param({"guarded": 5.0, "twin": 4.0}, Verdict.VOID, id="bias in the twin"),
+        pytest.param({"guarded": 5.0, "twin": -4.0}, Verdict.VOID, id="bias the other way"),
+        pytest.param({"guarded": 5.0, "planted": 0.0}, Verdict.VOID, id="planted cost lost"),
+        pytest.param({"guarded": 5.0, "planted": 15.0}, Verdict.VOID, id="half of it lost"),
+        pytest.param({"guarded": 5.0, "planted": 60.0}, Verdict.VOID, id="counted twice"),
+        pytest.param({"guarded": 12.0, "twin": 4.0}, Verdict.VOID, id="void comes before fail"),
+        pytest.param({"guarded": 5.0, "twin": 1.0}, Verdict.PASS, id="a trace in the twin"),
+    ],
+)
+def test_a_run_is_judged_by_its_claims_and_its_controls(
+    costs: dict[str, float], verdict: Verdict
+) -> None:
+    assert verdict_of(rounds_of(128, **costs)) is verdict
+
+
+def test_noise_that_hides_the_planted_cost_makes_the_run_void() -> None:
+    """An interval from nothing to twice the planted cost holds 30, and still has seen nothing."""
+    rounds = rounds_of(8, noise=150.0)
+    interval = bootstrap(rounds, added_us("planted"))
+    assert interval.contains(30.0)
+    assert any("planted" in one for one in Controls().objections(rounds))
+
+
+def test_a_void_run_says_what_it_read() -> None:
+    (objection,) = Controls().objections(rounds_of(twin=10.0, noise=0.1))
+    assert objection.startswith("the bare app against itself reads +10.0")
+
+
+# The harness --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scripted:
+    """An arm that costs what it is told and notes when it ran."""
+
+    name: str
+    cost_us: float
+    diary: list[str] = field(default_factory=list)
+
+    def block(self, requests: int) -> float:
+        self.diary.append(self.name)
+        return requests * self.cost_us * 1_000
+
+
+def test_bare_and_arm_alternate_and_change_places_each_round() -> None:
+    diary: list[str] = []
+    bare, arm = Scripted("a", 400.0, diary), Scripted("b", 405.0, diary)
+    first = one_round(bare, [arm], 10, turned=False)
+    second = one_round(bare, [arm], 10, turned=True)
+    assert "".join(diary) == "abbabaab"
+    assert first == second == {"b": Pair(400_000.0, 405_000.0)}
+
+
+def test_steady_drift_cancels_in_a_block_order() -> None:
+    """The machine that gets 10 µs slower with each block still shows the arm's 5 µs."""
+
+    class Tiring(Scripted):
+        slower = 0.0
+
+        def block(self, requests: int) -> float:
+            Tiring.slower += 10.0
+            return requests * (self.cost_us + Tiring.slower) * 1_000
+
+    pair = one_round(Tiring("a", 400.0), [Tiring("b", 405.0)], 10, turned=False)["b"]
+    assert pair.added == pytest.approx(5_000.0)
+
+
+def test_deferred_work_is_on_the_account_of_its_block() -> None:
+    now = [0]
+
+    def serve(requests: int) -> None:
+        now[0] += requests * 100
+
+    def drain() -> None:
+        now[0] += 55
+
+    arm = InProcess("guarded", serve, drain, clock=lambda: now[0])
+    assert arm.block(10) == 1_055.0
+
+
+def test_a_block_is_as_many_requests_as_fill_its_time() -> None:
+    assert requests_per_block(Scripted("a", 100.0), seconds=0.03) == 300
+
+
+def test_arms_are_run_once_before_they_count() -> None:
+    diary: list[str] = []
+    rounds = in_turn(Scripted("a", 400.0, diary), [Scripted("b", 405.0, diary)], 10)
+    next(rounds)
+    assert "".join(diary) == "ab" + "abba"
+
+
+def endless(rounds: Sequence[Round]) -> Iterator[Round]:
+    while True:
+        yield from rounds
+
+
+def test_a_clear_case_ends_with_the_first_look() -> None:
+    outcome = run(endless(rounds_of()), CLAIMS, Controls(), Plan(first=32, cap=256))
+    assert (outcome.verdict, outcome.rounds) == (Verdict.PASS, 32)
+
+
+def test_a_close_case_is_looked_at_longer_and_reported_undecided() -> None:
+    rounds = endless(rounds_of(256, guarded=8.0))
+    outcome = run(rounds, CLAIMS, Controls(), Plan(first=32, cap=200))
+    assert (outcome.verdict, outcome.rounds) == (Verdict.UNDECIDED, 200)
+
+
+def test_a_void_start_is_looked_at_longer_too() -> None:
+    """Bad luck at the start is outvoted; a control that stays off is not."""
+    lucky = run(iter([*rounds_of(8, twin=10.0), *rounds_of(300)]), CLAIMS, Controls(), Plan(8, 256))
+    assert lucky.verdict is Verdict.PASS
+    biased = run(endless(rounds_of(twin=10.0)), CLAIMS, Controls(), Plan(8, 64))
+    assert (biased.verdict, biased.rounds) == (Verdict.VOID, 64)
+
+
+def test_a_plan_in_seconds_ends_in_time() -> None:
+    clock = iter(range(1_000))
+    plan = Plan(first=1_000, cap=1_000, seconds=10.0)
+    outcome = run(
+        endless(rounds_of()), CLAIMS, Controls(), plan, monotonic=lambda: float(next(clock))
+    )
+    assert outcome.rounds == 10
+
+
+def test_an_outcome_survives_json() -> None:
+    record = assess(rounds_of(), CLAIMS, Controls()).as_record()
+    back = json.loads(json.dumps(record))
+    assert back["verdict"] == "pass"
+    assert back["verdicts"] == {"added %": "pass"}
+    assert set(back["figures"]["added %"]) == {"value", "low", "high"}
+
+
+# The planted cost ---------------------------------------------------------------------------------
+
+
+class CostlyClock:
+    """A clock whose every look costs 500 ns."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        self.now += 500
+        return self.now
+
+
+def test_the_planted_cost_includes_that_of_looking_at_the_clock() -> None:
+    clock = CostlyClock()
+    asked = aim(30_000, clock)
+    began = clock.now
+    spend(asked, clock)
+    assert clock.now - began == pytest.approx(30_000, abs=500)
+
+
+# Proof that the guarded app works -----------------------------------------------------------------
+
+
+def test_requests_are_counted_over_all_series_of_the_endpoint() -> None:
+    exposition = "\n".join(
+        [
+            "# TYPE http_requests_total counter",
+            'http_requests_total{method="GET",endpoint="/json",status="200"} 40.0',
+            'http_requests_total{method="HEAD",endpoint="/json",status="200"} 2.0',
+            'http_requests_total{method="GET",endpoint="/json/more",status="200"} 7.0',
+            'other_http_requests_total{endpoint="/json"} 9.0',
+        ]
+    )
+    assert counted_requests(exposition, "/json") == 42.0
+
+
+def test_an_objection_makes_a_passed_record_void() -> None:
+    record: Record = {"verdict": "pass", "objections": []}
+    assert finished(record, ["no access lines"])["verdict"] == "void"
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        pytest.param(b"content-length: 2\r\n\r\n{}", True, id="length"),
+        pytest.param(b"Content-Length: 2\r\n\r\n{", False, id="a byte short"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", True, id="chunks"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", False, id="no last chunk"),
+        pytest.param(b"Content-Length: 0\r\n", False, id="in the head"),
+        pytest.param(b"Server: x\r\n\r\n{}", False, id="until the connection ends"),
+    ],
+)
+def test_the_load_client_knows_where_an_answer_ends(answer: bytes, whole: bool) -> None:
+    assert complete(b"HTTP/1.1 200 OK\r\n" + answer) is whole
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def program(name: str = "gate", *, lenient: bool = False) -> Program:
+    def measure(case: str, plan: Plan) -> Record:
+        raise NotImplementedError
+
+    def tables(records: Sequence[Record]) -> Sequence[Table]:
+        rows = tuple((one["case"], str(one["bare"]), one["verdict"]) for one in records)
+        return [Table(("framework", "bare µs", "verdict"), rows)]
+
+    return Program(name, "A gate", "Why?", ("a",), measure, tables, DEFAULT_PLAN, lenient)
+
+
+def records(*verdicts: str) -> list[Record]:
+    return [
+        {"case": "a", "bare": 400, "verdict": verdict, "objections": []} for verdict in verdicts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "lenient", "code"),
+    [
+        pytest.param(("pass", "info"), False, 0, id="all hold"),
+        pytest.param(("pass", "fail"), False, 1, id="one missed"),
+        pytest.param(("fail", "void"), False, 3, id="void outranks"),
+        pytest.param(("pass", "undecided"), False, 4, id="undecided does not hold"),
+        pytest.param(("pass", "undecided"), True, 0, id="the quick gate lets undecided pass"),
+        pytest.param(("fail",), True, 1, id="the quick gate fails what is certain"),
+        pytest.param(("void",), True, 3, id="a void quick gate proves nothing"),
+    ],
+)
+def test_the_exit_code_is_the_gravest_verdict(
+    verdicts: tuple[str, ...], lenient: bool, code: int
+) -> None:
+    assert command.exit_code([(program(lenient=lenient), records(*verdicts))]) == code
+
+
+def test_an_unknown_program_is_refused_by_name() -> None:
+    with pytest.raises(SystemExit, match="no such program: nonsense"):
+        command.main(["--only", "nonsense"])
+
+
+def test_a_case_can_be_chosen_alone() -> None:
+    arguments = command.parser().parse_args(["--only", "gate:asgi", "--only", "gate:wsgi"])
+    assert command.chosen(arguments) == {"gate": ("asgi", "wsgi")}
+
+
+def test_every_program_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"gate", "quick", "json", "primitives", "growth", "imports"} <= set(listed)
+
+
+def test_the_page_is_made_from_the_saved_results(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    facts = {
+        "implementation": "CPython",
+        "python": "3.11.7",
+        "gil": True,
+        "processor": "a processor",
+        "cores": 2,
+        "system": "Linux",
+        "packages": {"fastapi": "1.0"},
+    }
+    one = program()
+    report.save(one, records("pass"), facts, "2026-11-20")
+    page = report.page([one, program("never run")])
+    assert "| a | 400 | pass |" in page
+    assert "Taken 2026-11-20 on CPython 3.11.7, a processor, 2 cores, Linux; fastapi 1.0." in page
+    assert page.count("## A gate") == 1
+
+
+def test_a_case_that_crashed_is_shown_as_void() -> None:
+    crashed = {"case": "a", "verdict": "void", "objections": ["it ended with code 1"]}
+    shown = report.text(program(), [crashed, *records("pass")])
+    assert "VOID a: it ended with code 1" in shown
+    assert "400" in shown
+
+
+def test_the_blocks_of_a_table_are_aligned() -> None:
+    shown = report.text(program(), records("pass", "undecided")).splitlines()
+    widths = {line.index("400") for line in shown if "400" in line}
+    assert len(widths) == 1
