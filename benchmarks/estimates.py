@@ -133,7 +133,7 @@ class Controls:
     twin: str = "twin"
     planted: str = "planted"
     planted_us: float = 30.0
-    planted_tolerance: float = 0.15
+    planted_tolerance: float = 0.25
     zero_percent: float = 0.5
 
     def objections(self, rounds: Sequence[Round]) -> list[str]:

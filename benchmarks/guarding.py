@@ -14,17 +14,26 @@ DJANGO_APPS = ("opsguard_django",)
 DJANGO_MIDDLEWARE = ("opsguard_django.OpsGuardMiddleware",)
 
 
-def settings() -> dict[str, Any]:
+# Variants of the guarded app: what is changed from everything on.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "guarded": {},
+    "frame and metrics": {"logging": {"format": "json", "access": "off"}},
+    "frame and line": {"metrics": {"enabled": False}},
+    "frame": {"metrics": {"enabled": False}, "logging": {"format": "json", "access": "off"}},
+}
+
+
+def settings(variant: str = "guarded") -> dict[str, Any]:
     """The keywords of `OpsGuard`: defaults, but for a format that does not depend on a tty."""
     return {
         "service": SERVICE,
         "version": "1",
         "environment": "production",
         "logging": {"format": "json"},
-    }
+    } | VARIANTS[variant]
 
 
-def guarded(framework: str, app: Any) -> tuple[Any, Callable[[], object]]:
+def guarded(framework: str, app: Any, variant: str = "guarded") -> tuple[Any, Callable[[], object]]:
     """The app with opsguard on it, and what finishes its deferred work."""
     if framework.startswith("django"):
         from opsguard_django import ops  # the middleware has been in the app's settings already
@@ -32,7 +41,7 @@ def guarded(framework: str, app: Any) -> tuple[Any, Callable[[], object]]:
         return app, drain_of(ops)
     from opsguard import OpsGuard
 
-    ops = OpsGuard(**settings())
+    ops = OpsGuard(**settings(variant))
     if framework == "fastapi":
         import opsguard_fastapi
 

@@ -31,8 +31,9 @@ real servers the worker reads its own CPU clock, and workers are started anew fo
 two processes of the same code differ by a per cent.
 
 Two controls run in turn with the rest: the bare app against a second copy of itself, which must
-read 0, and the bare app with 30 µs of CPU planted in it, which must read 30. If one is off, the
-run is **void** and says nothing. A limit is **passed** if the whole interval is within it,
+read 0, and the bare app with 30 µs of CPU planted in it, which must read 30 (or a little more: what
+is planted finds the caches cold, as the guard does). If one is off, the run is **void** and says
+nothing. A limit is **passed** if the whole interval is within it,
 **failed** if the whole interval is above, and otherwise measured on until one is true or the run
 is at its end (**undecided**). The guarded app's own counter and the number of access lines that
 came out must match the requests sent, so a guard that is off cannot win.

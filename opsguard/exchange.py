@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opsguard.plan import Plan
     from opsguard.metrics import RouteSeries
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "Socket"]
 
 
 class Exchange:
@@ -22,7 +22,6 @@ class Exchange:
     """
 
     __slots__ = (
-        "begun",
         "client",
         "closed",
         "correlation_id",
@@ -45,57 +44,48 @@ class Exchange:
         "started",
         "status",
         "uploads",
-        "websocket",
         "work",
     )
 
-    def __init__(
-        self,
-        plan: Plan,
-        method: str,
-        path: str,
-        client: str | None,
-        request_id: str,
-        correlation_id: str,
-        started: float,
-        source: Any,
-    ) -> None:
-        self.plan = plan
-        self.method = method
-        self.path = path
-        self.client = client
-        self.request_id = request_id
-        self.correlation_id = correlation_id
-        self.started = started
-        self.source = source
-        """The adapter's own request, for headers that only few requests need; None once closed."""
-        self.endpoint: str | None = None
-        """The route's template, once known; names the request in metrics and logs."""
-        self.marked: object = None
-        """The function or class that the route leads to."""
-        self.series: RouteSeries | None = None
-        self.fields: dict[str, object] | None = None
-        """What `ops.bind` bound."""
-        self.status = 0
-        self.websocket = False
-        self.uploads = False
-        """The request has a body."""
-        self.received = 0
-        """Bytes of the request's body: as declared, else as read by the app so far."""
-        self.sent = 0
-        """Bytes of the answer's body."""
-        self.first_byte = 0.0
-        self.ended = 0.0
-        """When the last byte went; 0.0 when the answer never ended."""
-        self.left = False
-        """The client left before the last byte."""
-        self.error: BaseException | None = None
-        self.reply: Response | None = None
-        """Our own answer, to be sent instead of going on."""
-        self.work: Callable[[Exchange], Response] | None = None
-        """As `reply`, but made by a function that blocks and must not run in an event loop."""
-        self.begun = False
-        self.closed = False
+    # There is no __init__: `Plan.open_with` fills an exchange in where it makes it, which saves a
+    # call on each request.
+    plan: Plan
+    method: str
+    path: str
+    """The whole path, decoded, without the query."""
+    client: str | None
+    """The client's address, as far as the trusted proxies tell it."""
+    request_id: str
+    correlation_id: str
+    started: float
+    source: Any
+    """The adapter's own request, for headers that only few requests need; None once closed."""
+    endpoint: str | None
+    """The route's template, once known; names the request in metrics and logs."""
+    marked: object
+    """The function or class that the route leads to; set when the route is entered."""
+    series: RouteSeries | None
+    """Set when the route is entered: from then on the request is in progress."""
+    fields: dict[str, object] | None
+    """What `ops.bind` bound."""
+    status: int
+    uploads: bool
+    """The request has a body."""
+    received: int
+    """Bytes of the request's body: as declared, else as read by the app so far."""
+    sent: int
+    """Bytes of the answer's body."""
+    first_byte: float
+    ended: float
+    """When the last byte went; 0.0 when the answer never ended."""
+    left: bool
+    """The client left before the last byte."""
+    error: BaseException | None
+    reply: Response | None
+    """Our own answer, to be sent instead of going on."""
+    work: Callable[[Any], Response] | None
+    """As `reply`, but made by a function that blocks and must not run in an event loop."""
+    closed: bool
 
     def enter(self, endpoint: str, marked: object = None) -> Response | None:
         """The route is known: its template, and the function or class it leads to.
@@ -169,3 +159,19 @@ class Exchange:
         except Exception as error:
             self.plan.failures.report("endpoint", error)
             return None
+
+
+class Socket(Exchange):
+    """A websocket connection. It is no request in the metrics, so entering a route counts none."""
+
+    __slots__ = ("opened",)
+
+    opened: bool
+    """It was accepted."""
+
+    def enter(self, endpoint: str, marked: object = None) -> Response | None:
+        if self.endpoint is not None or self.closed:
+            return None
+        self.endpoint = endpoint
+        self.marked = marked
+        return self.plan.enter_socket(self)

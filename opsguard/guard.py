@@ -20,7 +20,7 @@ from opsguard.failures import Failures
 from opsguard.metrics import Metrics
 from opsguard.metrics.place import worker_directory
 from opsguard.metrics.store import Store
-from opsguard.plan import H, Plan, Port, Protocol, Step
+from opsguard.plan import Plan, Port, Protocol, Step, T
 
 if TYPE_CHECKING:
     from opsguard.logging import Logger, Sink
@@ -158,7 +158,7 @@ class Runtime:
         self.plan = self.compile(ops.settings)
         self.set_up_logging()
 
-    def port(self, protocol: Protocol[H]) -> Port[H]:
+    def port(self, protocol: Protocol[T]) -> Port[T]:
         """What one adapter holds."""
         port = Port(protocol, self.plan)
         self.ports.append(port)

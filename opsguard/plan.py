@@ -4,14 +4,13 @@ and nothing for one that is off.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from opsguard.clock import elapsed, wall
+from opsguard.clock import Clock, elapsed, wall
 from opsguard.context import current
-from opsguard.exchange import Exchange
+from opsguard.exchange import Exchange, Socket
 from opsguard.http import Response
 from opsguard.ids import fresh, valid
 from opsguard.metrics import UNMATCHED, HttpMetrics, Metrics
@@ -19,17 +18,18 @@ from opsguard.problems import problem
 
 if TYPE_CHECKING:
     from opsguard.guard import Runtime
-    from opsguard.metrics import RouteSeries
+    from opsguard.logging import AccessLine
     from opsguard.metrics.exposition import Exposition
     from opsguard.settings import Settings
 
-__all__ = ["H", "Plan", "Port", "Protocol", "Step"]
+__all__ = ["Plan", "Port", "Protocol", "Step"]
 
 Step = Callable[[Exchange], Response | None]
 """A check at one of the two hook points: an answer to send instead of going on, or None."""
 
-H = TypeVar("H")
-"""A response header in the form of a protocol: a pair of bytes or of str."""
+T = TypeVar("T", str, bytes)
+"""What a protocol writes headers in."""
+X = TypeVar("X", bound=Exchange)
 
 PROBES = frozenset(
     {
@@ -46,19 +46,19 @@ _CHUNKED = "transfer-encoding"
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol(Generic[H]):
-    """How a protocol reads and writes headers.
+class Protocol(Generic[T]):
+    """How a protocol reads and writes headers, in its own type of text: str or bytes.
 
     `exchange` is the subclass that reads a request header. `incoming(name)` is what the protocol
-    calls the request header of this lower-case name; `outgoing(name)` is the name of a response
-    header in lower case, in the protocol's type; `header(name)` gives the function that makes a
-    response header of this name from a latin-1 value.
+    calls the request header of this lower-case name. `name(name)` and `value(value)` give a
+    response header; `fold(name)` makes two spellings of a name equal.
     """
 
     exchange: type[Exchange]
-    incoming: Callable[[str], str | bytes]
-    outgoing: Callable[[str], str | bytes]
-    header: Callable[[str], Callable[[str], H]]
+    incoming: Callable[[str], T]
+    name: Callable[[str], T]
+    value: Callable[[str], T]
+    fold: Callable[[T], T]
 
 
 class Plan:
@@ -66,7 +66,6 @@ class Plan:
 
     def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
         from opsguard.addresses import resolver
-        from opsguard.logging import access_line
 
         self.settings = settings
         self.clock = elapsed
@@ -81,14 +80,9 @@ class Plan:
         self._endpoints: dict[str, Callable[[Exchange], Response]] = {}
         if settings.metrics.enabled:
             self._endpoints[settings.metrics.path] = self._scrape
-        self._line = access_line(
-            settings.logging,
-            service=settings.service,
-            environment=settings.environment,
-            sink=runtime.sink,
-            clock=wall,
-        )
+        self._write = self._access_log()
         self.enter = self._enter_with()
+        self.enter_socket = self._route or _go_on
         self.close = self._close_with()
 
     @property
@@ -103,13 +97,15 @@ class Plan:
         return tuple(names)
 
     def open_with(
-        self, exchange_type: type[Exchange]
-    ) -> Callable[[str, str, str, str | None, Mapping[str, str] | None, Any], Exchange]:
+        self, exchange_type: type[X]
+    ) -> Callable[[str, str, str, str | None, Mapping[str, str] | None, Any], X]:
         """The function that opens an exchange: method, the whole path, the path the router sees,
         the peer's address, the wanted headers that are there (None: none is), and the adapter's
         own request. Sets the context; an adapter calls it once for each request.
         """
-        plan, clock, resolve, set_current = self, self.clock, self._resolve, current.set
+        plan, clock, set_current = self, self.clock, current.set
+        proxies = self.settings.proxies
+        resolve = self._resolve if proxies.trusted or proxies.hops else None
         endpoints, edge, identify = self._endpoints, self._edge, self._identify
 
         def open(
@@ -119,21 +115,28 @@ class Plan:
             peer: str | None,
             headers: Mapping[str, str] | None,
             source: Any,
-        ) -> Exchange:
-            started = clock()
+        ) -> X:
+            exchange = exchange_type()
+            exchange.started = clock()
+            exchange.plan = plan
+            exchange.method = method
+            exchange.path = path
+            exchange.client = peer
+            exchange.source = source
+            exchange.status = exchange.sent = exchange.received = 0
+            exchange.first_byte = exchange.ended = 0.0
+            exchange.uploads = exchange.left = exchange.closed = False
+            exchange.endpoint = exchange.series = exchange.fields = exchange.error = None
+            exchange.reply = exchange.work = None
             if headers is None:
-                request_id = correlation_id = fresh()
-                client = resolve(peer, None)
+                exchange.request_id = exchange.correlation_id = fresh()
             else:
-                request_id, correlation_id = identify(headers)
-                client = resolve(peer, headers.get(_FORWARDED))
-            exchange = exchange_type(
-                plan, method, path, client, request_id, correlation_id, started, source
-            )
-            set_current(exchange)
-            if headers is not None:
+                exchange.request_id, exchange.correlation_id = identify(headers)
                 exchange.received = _length(headers.get(_LENGTH, ""))
                 exchange.uploads = exchange.received > 0 or _CHUNKED in headers
+            if resolve is not None:
+                exchange.client = resolve(peer, headers and headers.get(_FORWARDED))
+            set_current(exchange)
             if routed in endpoints:
                 exchange.endpoint = routed
                 exchange.work = endpoints[routed]
@@ -143,34 +146,38 @@ class Plan:
 
         return open
 
-    def head_with(self, protocol: Protocol[H]) -> Callable[[Exchange, int], list[H]]:
-        """The function that starts the answer: notes status and first byte, and gives the headers
-        to add.
+    def head_with(
+        self, protocol: Protocol[T]
+    ) -> Callable[[Exchange, int, Iterable[tuple[T, T]]], list[tuple[T, T]]]:
+        """The function that starts the answer: notes its status and its first byte, and gives the
+        app's headers with ours behind them. A header that the app sets itself is left to it. The
+        list is new: the app may keep its own for the next answer.
         """
         clock, ids = self.clock, self.settings.ids
-        request = protocol.header(ids.request_header)
+        fold, value = protocol.fold, protocol.value
+        names = [name for name in (ids.request_header, ids.correlation_header) if name]
+        ours = frozenset([fold(protocol.name(name)) for name in names])
+        request = protocol.name(ids.request_header)
+        correlation = protocol.name(ids.correlation_header) if ids.correlation_header else None
 
-        def one(exchange: Exchange, status: int) -> list[H]:
+        def head(
+            exchange: Exchange, status: int, headers: Iterable[tuple[T, T]]
+        ) -> list[tuple[T, T]]:
             exchange.status = status
             exchange.first_byte = clock()
-            return [request(exchange.request_id)]
+            request_id = value(exchange.request_id)
+            added = [*headers, (request, request_id)]
+            if correlation is not None:
+                same = exchange.correlation_id is exchange.request_id
+                added.append(
+                    (correlation, request_id if same else value(exchange.correlation_id))
+                )
+            for name, _ in headers:
+                if fold(name) in ours:
+                    return _without_ours(added, list(headers), fold, ours)
+            return added
 
-        if not ids.correlation_header:
-            return one
-        correlation = protocol.header(ids.correlation_header)
-
-        def both(exchange: Exchange, status: int) -> list[H]:
-            exchange.status = status
-            exchange.first_byte = clock()
-            return [request(exchange.request_id), correlation(exchange.correlation_id)]
-
-        return both
-
-    @property
-    def own_headers(self) -> tuple[str, ...]:
-        """Names of the response headers that `head_with` adds."""
-        ids = self.settings.ids
-        return tuple([name for name in (ids.request_header, ids.correlation_header) if name])
+        return head
 
     def failure(self, exchange: Exchange, error: Exception) -> Response:
         """The answer to a request whose handler raised `error`: what it was is told to developers
@@ -181,29 +188,57 @@ class Plan:
             message = f"{type(error).__name__}: {error}"
         return problem(500, "Internal server error", message, exchange.request_id)
 
-    def socket_opened(self, exchange: Exchange) -> None:
+    def _access_log(self) -> Callable[[Exchange], None] | None:
+        """The function that logs a closed exchange; None if access lines are off."""
+        from opsguard.logging import AccessLog, access_line
+
+        settings, sink = self.settings, self.runtime.sink
+        if settings.logging.access == "off":
+            return None
+
+        def make(clock: Clock) -> AccessLine:
+            return access_line(
+                settings.logging,
+                service=settings.service,
+                environment=settings.environment,
+                sink=sink,
+                clock=clock,
+            )
+
+        return AccessLog(
+            make,
+            sink,
+            wall=wall,
+            elapsed=self.clock,
+            unmatched=UNMATCHED,
+            batch=settings.logging.durability == "batch",
+        ).writer()
+
+    def socket_opened(self, exchange: Socket) -> None:
         """A websocket was accepted."""
         if self._http is not None:
             self._http.socket_opened(exchange.endpoint or UNMATCHED)
-            exchange.begun = True
+            exchange.opened = True
 
-    def close_socket(self, exchange: Exchange, error: BaseException | None) -> None:
+    def close_socket(self, exchange: Socket, error: BaseException | None) -> None:
         """A websocket ended: its gauge, and one access line with status 101, 403 or 500."""
         if exchange.closed:
             return
         exchange.closed = True
+        exchange.source = None
+        exchange.ended = self.clock()
+        endpoint = exchange.endpoint or UNMATCHED
+        if not exchange.status:
+            exchange.status = CLIENT_LEFT if error is None else 500
         try:
-            endpoint = exchange.endpoint or UNMATCHED
-            if self._http is not None and exchange.begun:
+            if self._http is not None and exchange.opened:
                 self._http.socket_closed(endpoint)
             if self._http is not None and error is not None:
-                series = self._http.series(exchange.method, endpoint)
-                self._http.error(series, type(error).__name__)
-            self._write(exchange, endpoint, exchange.status, self.clock() - exchange.started)
+                self._http.error(exchange.method, endpoint, type(error).__name__)
+            if self._write is not None:
+                self._write(exchange)
         except Exception as fault:
             self.failures.report("close", fault)
-        finally:
-            exchange.source = None
 
     def late(self, exchange: Exchange, error: BaseException) -> None:
         """The app raised after its answer had ended, in a background task for one."""
@@ -211,8 +246,7 @@ class Plan:
             return
         try:
             endpoint = exchange.endpoint or UNMATCHED
-            series = exchange.series or self._http.series(exchange.method, endpoint)
-            self._http.error(series, type(error).__name__)
+            self._http.error(exchange.method, endpoint, type(error).__name__)
         except Exception as fault:
             self.failures.report("late", fault)
 
@@ -250,21 +284,19 @@ class Plan:
         http, route = self._http, self._route
         if http is None:
             return route or _go_on
-        routes, series_of, begin = http.routes, http.series, http.begin_with()
+        routes, resolve, begin = http.routes, http.series, http.begin_with()
+        failures = self.failures
 
         def enter(exchange: Exchange) -> Response | None:
-            if exchange.websocket:
-                return None if route is None else route(exchange)
             try:
                 endpoint = exchange.endpoint or UNMATCHED
                 series = routes.get((exchange.method, endpoint))
                 if series is None:
-                    series = series_of(exchange.method, endpoint)
-                exchange.series = series
+                    series = resolve(exchange.method, endpoint)
                 begin(series)
-                exchange.begun = True
+                exchange.series = series
             except Exception as fault:
-                self.failures.report("enter", fault)
+                failures.report("enter", fault)
             return None if route is None else route(exchange)
 
         return enter
@@ -272,64 +304,28 @@ class Plan:
     def _close_with(self) -> Callable[[Exchange], None]:
         http, clock, failures = self._http, self.clock, self.failures
         muted = PROBES | set(self._endpoints)
-        finish = None if http is None else http.finish_with()
-        line = self._line
+        record = None if http is None else http.record_with()
+        count_error = None if http is None else http.error
+        write = self._write
 
         def close(exchange: Exchange) -> None:
             exchange.closed = True
             exchange.source = None
             try:
                 status = exchange.status
-                ended = exchange.ended
-                if not ended or not status or exchange.left:
-                    ended = ended or clock()
-                    status = _unfinished(exchange)
-                started = exchange.started
-                endpoint = exchange.endpoint or UNMATCHED
-                if http is not None and finish is not None:
-                    series = exchange.series or http.series(exchange.method, endpoint)
-                    finish(
-                        series,
-                        status,
-                        ended - started,
-                        (exchange.first_byte or ended) - started,
-                        exchange.received,
-                        exchange.sent,
-                        exchange.begun,
-                    )
+                if not exchange.ended or not status or exchange.left:
+                    exchange.ended = exchange.ended or clock()
+                    status = exchange.status = _unfinished(exchange)
+                if record is not None and count_error is not None:
+                    record(exchange)
                     if status >= 500 or exchange.error is not None:
-                        _count_error(http, series, exchange, status)
-                if status >= 400 or endpoint not in muted:
-                    line(
-                        exchange.method,
-                        exchange.path,
-                        endpoint,
-                        status,
-                        ended - started,
-                        exchange.sent,
-                        exchange.client,
-                        exchange.request_id,
-                        exchange.correlation_id,
-                        exchange.fields,
-                    )
+                        _count_error(count_error, exchange)
+                if write is not None and (status >= 400 or exchange.endpoint not in muted):
+                    write(exchange)
             except Exception as fault:
                 failures.report("close", fault)
 
         return close
-
-    def _write(self, exchange: Exchange, endpoint: str, status: int, duration: float) -> None:
-        self._line(
-            exchange.method,
-            exchange.path,
-            endpoint,
-            status,
-            duration,
-            exchange.sent,
-            exchange.client,
-            exchange.request_id,
-            exchange.correlation_id,
-            exchange.fields,
-        )
 
     def _scrape(self, exchange: Exchange) -> Response:
         """The answer of the metrics endpoint. Blocks; never raises."""
@@ -357,22 +353,21 @@ class Plan:
         return Exposition(
             (metrics, *shared, ProcessCollector(), REGISTRY),
             failures=self.failures.report,
-            clock=time.monotonic,
+            clock=self.clock,
         )
 
 
-class Port(Generic[H]):
+class Port(Generic[T]):
     """A plan in the words of one protocol.
 
     An adapter reads the attributes anew for each request: `override` exchanges them in tests.
     `wanted` maps the request headers that `open` takes, in the protocol's own naming, to their
-    lower-case names; `own_headers` are the names of the response headers that `head` gives, in
-    lower case, in the protocol's own form.
+    lower-case names.
     """
 
-    __slots__ = ("head", "open", "own_headers", "plan", "protocol", "wanted")
+    __slots__ = ("head", "open", "plan", "protocol", "wanted")
 
-    def __init__(self, protocol: Protocol[H], plan: Plan) -> None:
+    def __init__(self, protocol: Protocol[T], plan: Plan) -> None:
         self.protocol = protocol
         self.adopt(plan)
 
@@ -381,17 +376,22 @@ class Port(Generic[H]):
         self.open = plan.open_with(self.protocol.exchange)
         self.head = plan.head_with(self.protocol)
         self.wanted = {self.protocol.incoming(name): name for name in plan.wanted}
-        self.own_headers = frozenset([self.protocol.outgoing(name) for name in plan.own_headers])
 
 
-def _count_error(
-    http: HttpMetrics, series: Any, exchange: Exchange, status: int
-) -> None:
+def _without_ours(
+    added: list[tuple[T, T]], theirs: list[tuple[T, T]], fold: Callable[[T], T], ours: frozenset[T]
+) -> list[tuple[T, T]]:
+    """`added` is `theirs` and ours behind; drop those of ours that the app has set."""
+    taken = {fold(name) for name, _ in theirs}
+    return theirs + [pair for pair in added[len(theirs) :] if fold(pair[0]) not in taken]
+
+
+def _count_error(count: Callable[[str, str, str], None], exchange: Exchange) -> None:
+    """Under the exception's class; an answer of 500 and above without one under its status."""
     error = exchange.error
-    if error is None:
-        http.error(series, str(status))
-    elif status != CLIENT_LEFT:
-        http.error(series, type(error).__name__)
+    if error is None or exchange.status != CLIENT_LEFT:
+        name = str(exchange.status) if error is None else type(error).__name__
+        count(exchange.method, exchange.endpoint or UNMATCHED, name)
 
 
 def _unfinished(exchange: Exchange) -> int:

@@ -16,14 +16,13 @@ from opsguard.http import Response
 from opsguard_asgi.lifespan import lifespan_of
 from opsguard_asgi.types import (
     KEY,
+    SOCKET_PROTOCOL,
     ASGIApp,
     Label,
     Message,
-    Pair,
     Receive,
     Scope,
     Send,
-    add_headers,
     open_exchange,
 )
 from opsguard_asgi.websocket import refuse_websocket, websocket_of
@@ -37,7 +36,7 @@ _DISCONNECTS = frozenset({"ClientDisconnect", "ClientDisconnected"})
 
 def serve(
     app: ASGIApp,
-    port: Port[Pair],
+    port: Port[bytes],
     *,
     endpoint: Label | None = None,
     label: Label | None = None,
@@ -47,8 +46,9 @@ def serve(
     `endpoint` names the route before the app runs; `label` names it when the answer starts, if it
     was not entered by then.
     """
+    sockets = port.plan.runtime.port(SOCKET_PROTOCOL)
     others = {
-        "websocket": websocket_of(app, port, endpoint, label),
+        "websocket": websocket_of(app, sockets, endpoint, label),
         "lifespan": lifespan_of(app, port),
     }
 
@@ -58,20 +58,19 @@ def serve(
             await other(scope, receive, send)
             return
         exchange = open_exchange(port, scope["method"], scope)
-        head, names = port.head, port.own_headers
+        head = port.head
 
         def respond(message: Message) -> Awaitable[None]:
             kind = message["type"]
             if kind == "http.response.body":
                 exchange.sent += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return _last(exchange, send, message)
-                return _pass(exchange, send, message)
+                if message.get("more_body", False):
+                    return _pass(exchange, send, message)
+                return _last(exchange, send, message)
             if kind == "http.response.start":
-                if label is not None and exchange.endpoint is None:
+                if exchange.endpoint is None and label is not None:
                     exchange.name_by(label, scope)
-                ours = head(exchange, message["status"])
-                headers = add_headers(message.get("headers", ()), ours, names)
+                headers = head(exchange, message["status"], message.get("headers", ()))
                 return _pass(exchange, send, {**message, "headers": headers})
             if kind == "http.response.pathsend":
                 return _last(exchange, send, message)
@@ -83,12 +82,14 @@ def serve(
             if exchange.work is not None or exchange.reply is not None:
                 await _reply(exchange, respond)
             else:
-                await app(scope, _observed(exchange, receive), respond)
+                heard = _observed(exchange, receive) if exchange.uploads else receive
+                await app(scope, heard, respond)
         except BaseException as error:
             await _failed(exchange, error, respond)
             raise
         finally:
-            exchange.close()
+            if not exchange.closed:
+                exchange.close()
             current.set(None)
 
     return http
@@ -153,9 +154,7 @@ async def _failed(exchange: Exchange, error: BaseException, send: Send) -> None:
 
 
 def _observed(exchange: Exchange, receive: Receive) -> Receive:
-    """`receive` as the app sees it: itself if there is no body, else with the bytes counted."""
-    if not exchange.uploads:
-        return receive
+    """`receive` of a request with a body: bytes without a declared length are counted."""
     counting = not exchange.received
 
     async def observe() -> Message:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from opsguard.plan import Port
-from opsguard_asgi.types import ASGIApp, Message, Pair, Receive, Scope, Send
+from opsguard_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["lifespan_of"]
 
 
-def lifespan_of(app: ASGIApp, port: Port[Pair]) -> ASGIApp:
+def lifespan_of(app: ASGIApp, port: Port[bytes]) -> ASGIApp:
     """`app` for the lifespan scope; one that does not know it raises as it would without us."""
     runtime = port.plan.runtime
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from typing import Any
 
-from opsguard.exchange import Exchange
+from opsguard.exchange import Exchange, Socket
 from opsguard.plan import Port, Protocol
 
 __all__ = [
     "KEY",
     "PROTOCOL",
+    "SOCKET_PROTOCOL",
     "ASGIApp",
     "Label",
     "Message",
-    "Pair",
     "Receive",
     "Scope",
     "Send",
-    "add_headers",
     "open_exchange",
 ]
 
@@ -29,7 +29,6 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Label = Callable[[Scope], str | None]
 """Gives the route template of a scope, such as ``"/items/{id}"``, or None where there is none."""
-Pair = tuple[bytes, bytes]
 
 KEY = "opsguard.exchange"
 """The scope's key of the exchange: what finds it there is inside an edge already."""
@@ -41,27 +40,35 @@ class AsgiExchange(Exchange):
     __slots__ = ()
 
     def header(self, name: str) -> str:
-        if self.source is None:
-            return ""
-        encoded = name.encode("latin-1")
-        return b", ".join([v for k, v in self.source["headers"] if k == encoded]).decode("latin-1")
+        return _header(self.source, name)
+
+
+class AsgiSocket(Socket):
+    """A websocket whose `source` is the scope."""
+
+    __slots__ = ()
+
+    def header(self, name: str) -> str:
+        return _header(self.source, name)
+
+
+def _header(scope: Scope | None, name: str) -> str:
+    wanted = name.encode("latin-1")
+    pairs = () if scope is None else scope["headers"]
+    return b", ".join([value for key, value in pairs if key == wanted]).decode("latin-1")
 
 
 def _name(name: str) -> bytes:
     return name.lower().encode("latin-1")
 
 
-def _header(name: str) -> Callable[[str], Pair]:
-    encoded = _name(name)
-    return lambda value: (encoded, value.encode("latin-1"))
-
-
-PROTOCOL: Protocol[Pair] = Protocol(
-    exchange=AsgiExchange, incoming=_name, outgoing=_name, header=_header
+PROTOCOL: Protocol[bytes] = Protocol(
+    exchange=AsgiExchange, incoming=_name, name=_name, value=str.encode, fold=bytes
 )
+SOCKET_PROTOCOL: Protocol[bytes] = replace(PROTOCOL, exchange=AsgiSocket)
 
 
-def open_exchange(port: Port[Pair], method: str, scope: Scope) -> Exchange:
+def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     """Open the exchange of an http or websocket scope and leave it in the scope."""
     wanted = port.wanted
     headers = None
@@ -85,17 +92,3 @@ def _collect(headers: dict[str, str] | None, name: str, value: bytes) -> dict[st
         return {name: text}
     headers[name] = f"{headers[name]}, {text}" if name in headers else text
     return headers
-
-
-def add_headers(
-    headers: Iterable[Pair], ours: list[Pair], names: frozenset[str | bytes]
-) -> list[Pair]:
-    """The app's headers with ours behind them; one that the app sets itself is left to it.
-
-    A new list: the app may keep its own for the next answer.
-    """
-    theirs = list(headers)
-    for name, _ in theirs:
-        if name in names:
-            ours = [pair for pair in ours if pair[0] != name]
-    return theirs + ours

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from opsguard.context import current
-from opsguard.exchange import Exchange
+from opsguard.exchange import Socket
 from opsguard.plan import Port
 from opsguard_asgi.types import (
     ASGIApp,
     Label,
     Message,
-    Pair,
     Receive,
     Scope,
     Send,
-    add_headers,
     open_exchange,
 )
 
@@ -26,15 +24,14 @@ _DISCONNECTS = frozenset({"WebSocketDisconnect", "ClientDisconnected"})
 
 
 def websocket_of(
-    app: ASGIApp, port: Port[Pair], endpoint: Label | None, label: Label | None
+    app: ASGIApp, port: Port[bytes], endpoint: Label | None, label: Label | None
 ) -> ASGIApp:
     """`app` for websocket scopes. A refusal of ours closes before the handshake: HTTP 403."""
     named = endpoint or label
 
     async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = open_exchange(port, "WEBSOCKET", scope)
-        exchange.websocket = True
-        exchange.work = None
+        exchange: Socket = open_exchange(port, "WEBSOCKET", scope)
+        exchange.opened = False
 
         def respond(message: Message) -> Awaitable[None]:
             kind = message["type"]
@@ -70,15 +67,15 @@ async def refuse_websocket(send: Send) -> None:
     await send({"type": "websocket.close", "code": 1008})
 
 
-def _handshake(exchange: Exchange, port: Port[Pair], message: Message) -> Message:
+def _handshake(exchange: Socket, port: Port[bytes], message: Message) -> Message:
     """The first message of the app: it accepts, closes, or answers in HTTP."""
     kind = message["type"]
     if kind == "websocket.accept":
-        ours = port.head(exchange, _ACCEPTED)
+        headers = port.head(exchange, _ACCEPTED, message.get("headers", ()))
         exchange.plan.socket_opened(exchange)
     elif kind == "websocket.http.response.start":
-        ours = port.head(exchange, message["status"])
+        headers = port.head(exchange, message["status"], message.get("headers", ()))
     else:
         exchange.status = _REFUSED
         return message
-    return {**message, "headers": add_headers(message.get("headers", ()), ours, port.own_headers)}
+    return {**message, "headers": headers}

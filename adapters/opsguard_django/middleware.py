@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -98,7 +99,7 @@ class OpsGuardMiddleware:
 
     def _finish(self, exchange: Exchange, response: HttpResponseBase) -> HttpResponseBase:
         """Add our headers, and hear when the last byte is out."""
-        for name, value in self.port.head(exchange, response.status_code):
+        for name, value in self.port.head(exchange, response.status_code, ()):
             response.headers.setdefault(name, value)
         if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
             whole = exchange.method == "HEAD"  # Django's servers don't ask for a body then
@@ -109,6 +110,9 @@ class OpsGuardMiddleware:
         else:
             whole = True  # a file, which the server may send by itself
             exchange.sent = int(response.headers.get("Content-Length", 0))
+        # Under ASGI the middleware runs in a task of its own, so what comes after it (a stream, the
+        # app's closers) does not know the request unless it is told again.
+        response._resource_closers.insert(0, partial(current.set, exchange))
         response._resource_closers.append(_Closer(exchange, whole))
         return response
 
@@ -140,12 +144,14 @@ def _count_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
     content: Any = response.streaming_content
 
     def count() -> Iterator[bytes]:
+        current.set(exchange)
         for part in _noting(exchange, content):
             exchange.sent += len(part)
             yield part
         exchange.finish()
 
     async def count_async() -> AsyncIterator[bytes]:
+        current.set(exchange)
         try:
             async for part in content:
                 exchange.sent += len(part)

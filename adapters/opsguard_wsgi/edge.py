@@ -21,14 +21,13 @@ from opsguard_wsgi.types import (
     Pair,
     StartResponse,
     WSGIApp,
-    add_headers,
     open_exchange,
 )
 
 __all__ = ["send_response", "serve", "status_line"]
 
 
-def serve(app: WSGIApp, port: Port[Pair], *, endpoint: Label | None = None) -> WSGIApp:
+def serve(app: WSGIApp, port: Port[str], *, endpoint: Label | None = None) -> WSGIApp:
     """`app` behind an edge. `endpoint` names the route before the app runs."""
 
     def guarded(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -47,7 +46,7 @@ def serve(app: WSGIApp, port: Port[Pair], *, endpoint: Label | None = None) -> W
                 environ["wsgi.input"] = CountedInput(environ["wsgi.input"], exchange)
             return _body(exchange, app(environ, start), environ, start)
         except Exception as error:
-            return Body(exchange, _raising(error), start)
+            return Body(exchange, _answer(exchange, error, start), start)
         except BaseException as error:
             exchange.fail(error)
             exchange.close()
@@ -71,11 +70,11 @@ def status_line(status: int) -> str:
         return f"{status} Unknown"
 
 
-def _starter(exchange: Exchange, port: Port[Pair], start_response: StartResponse) -> StartResponse:
-    head, names = port.head, port.own_headers
+def _starter(exchange: Exchange, port: Port[str], start_response: StartResponse) -> StartResponse:
+    head = port.head
 
     def start(status: str, headers: list[Pair], exc_info: Any = None) -> Callable[[bytes], object]:
-        ours = add_headers(headers, head(exchange, int(status[:3])), names)
+        ours = head(exchange, int(status[:3]), headers)
         if exc_info is None:
             write = start_response(status, ours)
         else:
@@ -146,20 +145,29 @@ def _file_size(body: Any) -> int:
         return 0
 
 
-def _raising(error: Exception) -> Iterator[bytes]:
-    raise error
-    yield b""
+def _answer(exchange: Exchange, error: Exception, start: StartResponse) -> Iterator[bytes]:
+    """A safe answer for the client, if nothing was sent yet, then the app's exception for the
+    server: it has the whole answer by then, logs the exception as it would have without us, and
+    closes the connection.
 
-
-def _answer_and_raise(
-    exchange: Exchange, error: Exception, start: StartResponse
-) -> Iterator[bytes]:
-    """A safe answer for the client, then the app's exception for the server: it has the whole
-    answer by then, logs the exception as it would have without us, and closes the connection.
+    The answer is started here, not when its body is asked for: granian takes the status as soon as
+    it has the iterable.
     """
+    exchange.fail(error)
+    if exchange.sent:
+        return _then_raise(b"", error)
     answer = exchange.plan.failure(exchange, error)
-    start(status_line(answer.status), list(answer.headers), (type(error), error, error.__traceback__))
-    yield answer.body
+    failure = (type(error), error, error.__traceback__)
+    try:
+        start(status_line(answer.status), list(answer.headers), failure)
+    except Exception as refused:  # the server says that something was sent after all
+        return _then_raise(b"", refused)
+    return _then_raise(answer.body, error)
+
+
+def _then_raise(body: bytes, error: Exception) -> Iterator[bytes]:
+    if body:
+        yield body
     raise error
 
 
@@ -195,11 +203,10 @@ class Body:
 
     def _failed(self, error: Exception) -> bytes:
         """The app raised: answer for it if nothing was sent yet, else let it through."""
-        exchange = self._exchange
-        exchange.fail(error)
-        if self._begun or exchange.sent:
+        if self._begun:
+            self._exchange.fail(error)
             raise error
-        self._next = _answer_and_raise(exchange, error, self._start).__next__
+        self._next = _answer(self._exchange, error, self._start).__next__
         return self._next()
 
     def close(self) -> None:

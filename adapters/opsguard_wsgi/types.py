@@ -23,7 +23,6 @@ __all__ = [
     "Pair",
     "StartResponse",
     "WSGIApp",
-    "add_headers",
     "open_exchange",
 ]
 
@@ -50,16 +49,12 @@ def _key(name: str) -> str:
     return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
 
 
-def _header(name: str) -> Callable[[str], Pair]:
-    return lambda value: (name, value)
-
-
-PROTOCOL: Protocol[Pair] = Protocol(
-    exchange=WsgiExchange, incoming=_key, outgoing=str.lower, header=_header
+PROTOCOL: Protocol[str] = Protocol(
+    exchange=WsgiExchange, incoming=_key, name=str, value=str, fold=str.lower
 )
 
 
-def open_exchange(port: Port[Pair], environ: Environ) -> Exchange:
+def open_exchange(port: Port[str], environ: Environ) -> Exchange:
     """Open the exchange of a request and leave it in the environ."""
     headers: dict[str, str] | None = None
     for key, name in port.wanted.items():
@@ -83,16 +78,3 @@ def open_exchange(port: Port[Pair], environ: Environ) -> Exchange:
 def _text(path: str) -> str:
     """A path of the environ, bytes in latin-1's clothes (PEP 3333), as the text it stands for."""
     return path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace")
-
-
-def add_headers(
-    headers: list[Pair], ours: list[Pair], names: frozenset[str | bytes]
-) -> list[Pair]:
-    """The app's headers with ours behind them; one that the app sets itself is left to it.
-
-    A new list: the app may keep its own for the next answer.
-    """
-    for name, _ in headers:
-        if name.lower() in names:
-            ours = [pair for pair in ours if pair[0].lower() != name.lower()]
-    return [*headers, *ours]

@@ -6,6 +6,7 @@
 ``twin``     the same, built again: for the control that must read 0
 ``planted``  the bare app with a known cost: for the control that must read it
 ``guarded``  with opsguard, everything on
+``frame``, ``frame and metrics``, ``frame and line``: with a part of opsguard (not for Django)
 ``peers``    with the packages people glue together today (see `benchmarks.peers`)
 """
 
@@ -49,8 +50,8 @@ def make_all(framework: str, variants: Sequence[str]) -> dict[str, Served]:
 
 
 def _make(framework: str, protocol: Protocol, variant: str) -> Served:
-    if variant == "guarded":
-        app, drain = guarding.guarded(framework, _build(framework, "guarded"))
+    if variant in guarding.VARIANTS:
+        app, drain = guarding.guarded(framework, _build(framework, "guarded"), variant)
         return Served(app, protocol, drain)
     app = _build(framework, variant)
     if variant == "peers":

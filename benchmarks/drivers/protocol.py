@@ -130,7 +130,8 @@ def _gunicorn(app: Any, path: str) -> Callable[[int], None]:
     from gunicorn.workers.sync import SyncWorker  # type: ignore[import-untyped]
 
     config = Config()
-    worker: Any = SyncWorker(0, 0, [], None, 30, config, Logger(config))
+    app_loader: Any = None  # the app is set below
+    worker: Any = SyncWorker(0, 0, [], app_loader, 30, config, Logger(config))
     logging.getLogger("gunicorn.error").setLevel(logging.WARNING)
     worker.wsgi = app
     request = wire(path)

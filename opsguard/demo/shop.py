@@ -35,7 +35,7 @@ def read_order(body: bytes) -> Order | None:
     try:
         said = json.loads(body)
         order = Order(str(said["item_id"]), int(said["quantity"]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
     return order if order.item_id in CATALOGUE and order.quantity > 0 else None
 

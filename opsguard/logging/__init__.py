@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from opsguard.logging.access import AccessLine, access_line
+from opsguard.logging.batches import AccessLog
 from opsguard.logging.formatters import ConsoleFormatter, JsonFormatter
 from opsguard.logging.logger import Logger
 from opsguard.logging.setup import configure
@@ -15,6 +16,7 @@ from opsguard.logging.sink import Sink, open_sink
 
 __all__ = [
     "AccessLine",
+    "AccessLog",
     "ConsoleFormatter",
     "JsonFormatter",
     "Logger",

@@ -231,19 +231,19 @@ def _json_line(
             fraction = now - second
         if redact is not None or not path.isascii():
             path = clean(path)
-        tail = ""
-        if correlation_id and correlation_id != request_id:
-            tail = f"{correlation_key}{quote(text(correlation_id))}"
-        after = ""
+        if correlation_id != request_id and correlation_id:
+            before_path = f"{correlation_key}{quote(text(correlation_id))}{before_path}"
+        end = "}"
         if fields:
-            for key, value in keys.rename(fields, access=True):
-                after = f"{after},{quote(key)}:{dumps(plain(value, clean))}"
+            bound = keys.rename(fields, access=True).items()
+            end = "".join([f",{quote(key)}:{dumps(plain(field, clean))}" for key, field in bound])
+            end += "}"
         micros = int(duration * 1e6 + 0.5)
         write(
-            f"{moment}{THOUSANDTHS[int(fraction * 1000)]}{head}{quote(request_id)}{tail}"
+            f"{moment}{THOUSANDTHS[int(fraction * 1000)]}{head}{quote(request_id)}"
             f"{before_path}{quote(path)}{before_duration}"
             f"{micros // 1000}.{THOUSANDTHS[micros % 1000]}{size_key}{size}"
-            f"{client_key}{'null' if client is None else quote(client)}{after}}}",
+            f"{client_key}{'null' if client is None else quote(client)}{end}",
             urgent,
         )
 

@@ -244,7 +244,7 @@ def _unprintable(value: object) -> str:
 # JSON ---------------------------------------------------------------------------------------------
 
 
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -261,7 +261,9 @@ def _fastest() -> Callable[[object], str]:
 
     def to_text(value: object) -> str:
         line = to_bytes(value).decode("utf-8")
-        return line if line.isascii() else _NOT_ASCII.sub(_escape, line)
+        if line.isascii() and "\x7f" not in line:
+            return line
+        return _NOT_PRINTABLE.sub(_escape, line)
 
     return to_text
 
@@ -270,5 +272,5 @@ dumps = _fastest()
 """JSON of a value that :func:`plain` returned: compact, ASCII, so without any line separator.
 
 ASCII also keeps the lengths of texts and of bytes the same, which the sink counts on, and shows a
-terminal no control character of the upper half. DEL is the one control character left in.
+terminal nothing but printable characters.
 """

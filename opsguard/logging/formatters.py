@@ -75,16 +75,18 @@ class Keys:
 
     def rename(
         self, fields: Mapping[str, object], *, access: bool = False, request: bool = True
-    ) -> Iterable[tuple[str, object]]:
+    ) -> dict[str, object]:
         """The fields under the names they get in a line; `access` or `request` says in which."""
         taken = self._taken
         if request:
             taken = self._taken_in_access if access else self._taken_in_request
+        renamed: dict[str, object] = {}
         for key, value in fields.items():
             name = self.name(text(str(key)))
-            while name in taken:
+            while name in taken or name in renamed:
                 name = f"field_{name}"
-            yield name, value
+            renamed[name] = value
+        return renamed
 
 
 @dataclass(slots=True)
@@ -138,7 +140,7 @@ def _read(record: logging.LogRecord, clean: Redact) -> _Entry:
 
     failed = record.levelno >= logging.ERROR and access is None
     return _Entry(
-        message=clean(message_text),
+        message=message_text if access else clean(message_text),
         request_id=request_id,
         correlation_id=correlation_id if correlation_id != request_id else "",
         access=access,
@@ -221,21 +223,22 @@ class JsonFormatter(BaseJsonFormatter):
         log_data[name("message")] = entry.message
         log_data[name("service")] = self._service
         log_data[name("environment")] = self._environment
-        in_request = bool(entry.request_id)
+        is_access = entry.access is not None
+        in_request = is_access or bool(entry.request_id)
         if in_request:
             log_data[name("request_id")] = text(entry.request_id)
         if entry.correlation_id:
             log_data[name("correlation_id")] = text(entry.correlation_id)
-        is_access = entry.access is not None
         for key, value in (entry.access or {}).items():
             log_data[name(key)] = value
-        for key, field in keys.rename(entry.bound, access=is_access):
+        for key, field in keys.rename(entry.bound, access=is_access).items():
             log_data[key] = plain(field, clean)
         if self._nest:
             if entry.own:
                 log_data[name("context")] = plain(entry.own, clean)
         else:
-            for key, field in keys.rename(entry.own, access=is_access, request=in_request):
+            own = keys.rename(entry.own, access=is_access, request=in_request)
+            for key, field in own.items():
                 log_data[key] = plain(field, clean)
         if entry.place is not None:
             log_data[name("file")], log_data[name("line")] = text(entry.place[0]), entry.place[1]

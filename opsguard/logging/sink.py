@@ -36,6 +36,16 @@ _IDLE_TICKS: Final = 10
 _LOCKED_ROUNDS: Final = 64
 
 
+class Feeder(Protocol):
+    """Makes lines late: it writes them to the sink when it is asked."""
+
+    def drain(self) -> None:
+        """Write all lines there are. Any thread; never waits."""
+
+    def forget(self) -> None:
+        """In a forked child: the lines there are belong to the parent."""
+
+
 class Sink:
     """Takes lines from any thread and writes them to one target in their order.
 
@@ -83,10 +93,11 @@ class Sink:
         self._watcher: tuple[threading.Thread, SimpleQueue[bool]] | None = None
         self._parked = False
         self._hooked = False
-        self._new_child = False
+        self._new_process = True
         self._lock = threading.Lock()  # held by whoever writes; the request path only ever tries it
         self._holder = 0
         self._again = False
+        self._feeders: tuple[Feeder, ...] = ()
 
     # The request's side ---------------------------------------------------------------------------
 
@@ -100,6 +111,24 @@ class Sink:
         self._size += length
         if self._size >= self._mark or urgent:
             self._push(urgent)
+
+    def feed(self, feeder: Feeder) -> None:
+        """Ask `feeder` for its lines whenever those here are looked after."""
+        self._feeders = (*self._feeders, feeder)
+
+    def nudge(self) -> None:
+        """A feeder has its first line: see that somebody looks after it within 100 ms."""
+        if self._mark == 0:
+            if self._eager:
+                self._draw()
+            else:
+                self._push(False)
+
+    def _draw(self) -> None:
+        """Take in what the feeders hold."""
+        for feeder in self._feeders:
+            with contextlib.suppress(Exception):  # a fault in there must not end the thread
+                feeder.drain()
 
     def _push(self, whole: bool) -> None:
         """Write what fills batches, or `whole`: all there is, blocked the last time or not."""
@@ -180,11 +209,17 @@ class Sink:
         self._size -= size
 
     def _trim(self) -> int:
+        """Drop the newest lines beyond the limit. Returns how many."""
+        if not self._blocked:
+            self._count()  # can't be that much, so it is the hint that is wrong
         lost = 0
         while self._size > LIMIT and self._lines:
             self._size -= len(self._lines.pop()) + 1
             lost += 1
         return lost
+
+    def _count(self) -> None:
+        self._size = sum(map(len, self._lines)) + len(self._lines)
 
     def _set_mark(self) -> None:
         if self._eager or self._parked or self._watcher is None:
@@ -197,8 +232,8 @@ class Sink:
         if not self._hooked:
             self._hooked = True
             _at_exit_and_fork(self)
-        if self._new_child:
-            self._new_child = False
+        if self._new_process:
+            self._new_process = False
             _at_exit_of_multiprocessing(self)
         if self._eager:
             return
@@ -224,11 +259,12 @@ class Sink:
 
     def _tick(self) -> bool:
         """Write what waits. True if there was anything, or still is."""
+        self._draw()
         if not self._lines and not self._unsent:
             return False
         self._target.stale = True
         if self._blocked:
-            self._size = sum(map(len, self._lines)) + len(self._lines)
+            self._count()
         self._push(True)
         return True
 
@@ -242,6 +278,7 @@ class Sink:
         self._lock.release()
         # A writer appends first and reads the mark second; we do it the other way round.
         # One of the two sees the other.
+        self._draw()
         if self._lines:
             self._push(True)
         return self._parked
@@ -251,6 +288,7 @@ class Sink:
     def flush(self, timeout: float = 1.0) -> bool:
         """Write all lines, waiting at most `timeout` seconds for the target. True if all left."""
         deadline = self._clock() + timeout
+        self._draw()
         self._target.stale = True
         while True:
             self._push(True)
@@ -314,6 +352,7 @@ class Sink:
     # Around a fork --------------------------------------------------------------------------------
 
     def _before_fork(self) -> None:
+        self._draw()
         # What stays in the buffer stays with the parent. A thread would not live in the child, and
         # from 3.12 on Python warns about a fork beside one, so ours ends here and starts again.
         self._push(True)
@@ -323,6 +362,8 @@ class Sink:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._holder = 0
         self._again = False
+        for feeder in self._feeders:
+            feeder.forget()
         self._lines.clear()
         self._unsent = b""
         self._size = 0
@@ -332,7 +373,7 @@ class Sink:
         self._parked = self._blocked = self._gone = False
         self._eager = self._each_line
         self._mark = 0
-        self._new_child = True
+        self._new_process = True
 
 
 class SinkSettings(Protocol):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from opsguard.metrics.families import Family
 
 if TYPE_CHECKING:
+    from opsguard.exchange import Exchange
     from opsguard.metrics import Metrics
     from opsguard import settings as options
 
@@ -161,35 +162,31 @@ class HttpMetrics:
 
         return begin if store.gil else locked
 
-    def finish_with(
-        self,
-    ) -> Callable[[RouteSeries, int, float, float, int, int, bool], None]:
-        """The function that records one request: series, status, seconds in all, seconds to the
-        first byte, bytes received, bytes sent, and whether `begin` was called for it.
-        """
-        store, seconds, outcome = self._store, self._seconds, self._outcome
+    def record_with(self) -> Callable[[Exchange], None]:
+        """The function that records one request, which has ended."""
+        store, seconds, outcome, resolve = self._store, self._seconds, self._outcome, self.series
         last, size_last = len(seconds) + 1, len(SIZE_BUCKETS) + 1
 
-        def finish(
-            series: RouteSeries,
-            status: int,
-            duration: float,
-            first_byte: float,
-            received: int,
-            sent: int,
-            begun: bool,
-        ) -> None:
+        def record(exchange: Exchange) -> None:
+            series = exchange.series
+            begun = 1.0
+            if series is None:  # its route was never entered
+                series = resolve(exchange.method, exchange.endpoint or UNMATCHED)
+                begun = 0.0
             try:
-                count, total = series.outcomes[status]
+                count, total = series.outcomes[exchange.status]
             except KeyError:
-                count, total = outcome(series, status)
+                count, total = outcome(series, exchange.status)
+            started, sent, received = exchange.started, exchange.sent, exchange.received
+            duration = exchange.ended - started
+            first_byte = (exchange.first_byte or exchange.ended) - started
             bucket = total + bisect_left(seconds, duration)
             early = series.first_byte
             early_bucket = early + bisect_left(seconds, first_byte)
             body = series.sent
             body_bucket = body + bisect_left(SIZE_BUCKETS, sent)
-            into = series.received
-            into_bucket = into + bisect_left(SIZE_BUCKETS, received) if received else into
+            upload = series.received
+            upload_bucket = upload + bisect_left(SIZE_BUCKETS, received) if received else upload
             # From here on there is no call, so that under the GIL each line is one step: see store.
             cells = store.cells
             cells[count] += 1.0
@@ -199,32 +196,21 @@ class HttpMetrics:
             cells[early + last] += first_byte
             cells[body_bucket] += 1.0
             cells[body + size_last] += sent
-            cells[into_bucket] += 1.0
+            cells[upload_bucket] += 1.0
             if received:
-                cells[into + size_last] += received
-            if begun:
-                cells[series.in_progress] -= 1.0
+                cells[upload + size_last] += received
+            cells[series.in_progress] -= begun
 
-        if store.gil:
-            return finish
-
-        def locked(
-            series: RouteSeries,
-            status: int,
-            duration: float,
-            first_byte: float,
-            received: int,
-            sent: int,
-            begun: bool,
-        ) -> None:
+        def locked(exchange: Exchange) -> None:
             with store.lock:
-                finish(series, status, duration, first_byte, received, sent, begun)
+                record(exchange)
 
-        return locked
+        return record if store.gil else locked
 
-    def error(self, series: RouteSeries, error_type: str) -> None:
+    def error(self, method: str, endpoint: str, error_type: str) -> None:
         """Count one error: the name of an exception's class, or a status of 500 and above."""
-        at = self._errors.at((series.method, series.endpoint, error_type))
+        method = method if method in _METHODS else OTHER
+        at = self._errors.at((method, endpoint, error_type))
         with self._store.exclusive:
             self._store.cells[at] += 1.0
 

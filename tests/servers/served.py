@@ -1,0 +1,173 @@
+"""What the servers serve: one app of the contract, chosen by the environment of the process.
+
+``CONTRACT_APP`` names it, ``CONTRACT_SETTINGS`` has the settings of its OpsGuard as JSON, and what
+happens in it that no answer tells is written to the file ``CONTRACT_EVENTS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from wsgiref.validate import validator
+
+from opsguard import OpsGuard
+from tests.contract.apps.shop import Shop, declare
+from tests.contract.harness import MODULES, maker
+
+
+class Told(list[str]):
+    """A list whose items are told to the test, in another process."""
+
+    def __init__(self, file: Path, kind: str) -> None:
+        super().__init__()
+        self._file = file
+        self._kind = kind
+
+    def append(self, item: str) -> None:
+        super().append(item)
+        with self._file.open("a") as file:
+            file.write(f"{self._kind}: {item}\n")
+
+
+def events(kind: str) -> Told:
+    return Told(Path(os.environ["CONTRACT_EVENTS"]), kind)
+
+
+def guarded(name: str, ops: OpsGuard) -> Any:
+    """The app of this name, guarded."""
+    shop = Shop(ops)
+    shop.calls = events("call")
+    shop.after_ids = events("after")
+    return _make(name, shop, ops)
+
+
+def bare(name: str) -> Any:
+    """The app of this name as it is without us."""
+    return _make(name, Shop(None), None)
+
+
+def _make(name: str, shop: Shop, ops: OpsGuard | None) -> Any:
+    if name in MODULES:
+        return maker(name)(shop, ops)
+    return OTHERS[name](shop, ops)
+
+
+def validated(shop: Shop, ops: OpsGuard | None) -> Any:
+    """The raw WSGI app, with a judge on either side of our edge."""
+    import opsguard_wsgi
+    from tests.contract.apps.asgi import template_of
+
+    app = validator(maker("wsgi")(shop, None))
+    if ops is None:
+        return app
+    return validator(
+        opsguard_wsgi.install(app, ops, endpoint=lambda environ: template_of(environ["PATH_INFO"]))
+    )
+
+
+def django_sync_under_asgi(shop: Shop, ops: OpsGuard | None) -> Any:
+    from django.core.handlers.asgi import ASGIHandler
+
+    maker("django")(shop, ops)
+    return ASGIHandler()
+
+
+def django_async_under_wsgi(shop: Shop, ops: OpsGuard | None) -> Any:
+    from django.core.handlers.wsgi import WSGIHandler
+
+    maker("django-async")(shop, ops)
+    return WSGIHandler()
+
+
+def django_guarded_outside(shop: Shop, ops: OpsGuard | None) -> Any:
+    """Guarded by the middleware and by `install` around it, which sees more than Django shows."""
+    from opsguard_django import install
+
+    app = maker("django-async")(shop, ops)
+    return app if ops is None else install(app)
+
+
+def django_guarded_outside_wsgi(shop: Shop, ops: OpsGuard | None) -> Any:
+    from opsguard_django import install
+
+    app = maker("django")(shop, ops)
+    return app if ops is None else install(app)
+
+
+def blocking(shop: Shop, ops: OpsGuard) -> Any:
+    """Beside the contract's own paths one that takes every thread of the loop's executor."""
+    import opsguard_asgi
+    from tests.contract.apps.asgi import answer, start
+
+    release = threading.Event()
+    shop_app = maker("asgi")(shop, None)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") == "/block":
+            loop = asyncio.get_running_loop()
+            waits = [loop.run_in_executor(None, release.wait, 60) for _ in range(64)]
+            await start(send, 200)
+            await send({"type": "http.response.body", "body": b"blocked", "more_body": True})
+            await asyncio.gather(*waits)
+            await send({"type": "http.response.body"})
+        elif scope.get("path") == "/release":
+            release.set()
+            await answer(send, 200, b"released")
+        else:
+            await shop_app(scope, receive, send)
+
+    return opsguard_asgi.install(app, ops)
+
+
+def living(shop: Shop, ops: OpsGuard) -> Any:
+    """A FastAPI app that tells of its lifespan, in a log line and beside it."""
+    from fastapi import FastAPI
+
+    from opsguard_fastapi import install
+
+    told = events("lifespan")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        told.append("started")
+        ops.logger("shop").info("opened")
+        yield
+        told.append("stopped")
+        ops.logger("shop").info("closed")
+
+    app = FastAPI(title="shop", lifespan=lifespan)
+    install(app, ops)
+
+    @app.get("/plain")
+    async def plain() -> str:
+        return "hello"
+
+    return app
+
+
+OTHERS: dict[str, Callable[[Shop, Any], Any]] = {
+    "wsgi-validated": validated,
+    "django-under-asgi": django_sync_under_asgi,
+    "django-async-under-wsgi": django_async_under_wsgi,
+    "django-async-outside": django_guarded_outside,
+    "django-outside": django_guarded_outside_wsgi,
+    "asgi-blocking": blocking,
+    "fastapi-living": living,
+}
+
+
+def _from_environment() -> Any:
+    ops = OpsGuard("contract", **json.loads(os.environ["CONTRACT_SETTINGS"]))
+    declare(ops)
+    return guarded(os.environ["CONTRACT_APP"], ops)
+
+
+# Servers look for it by this name; whoever imports the module for anything else wants no app.
+if "CONTRACT_APP" in os.environ:
+    app = _from_environment()
