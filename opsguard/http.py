@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Response"]
+__all__ = ["METHODS", "Response"]
+
+METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
+)
+"""The methods that are told apart; a client may make up any other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from opsguard.problems import problem
 
 if TYPE_CHECKING:
     from opsguard.guard import Runtime
-    from opsguard.logging import AccessLine
+    from opsguard.logging import AccessLine, AccessLog
     from opsguard.metrics.exposition import Exposition
     from opsguard.settings import Settings
 
@@ -51,7 +51,8 @@ class Protocol(Generic[T]):
 
     `exchange` is the subclass that reads a request header. `incoming(name)` is what the protocol
     calls the request header of this lower-case name. `name(name)` and `value(value)` give a
-    response header; `fold(name)` makes two spellings of a name equal.
+    response header; `fold(name)` makes two spellings of a name equal, `names(headers)` are the
+    folded names of headers.
     """
 
     exchange: type[Exchange]
@@ -59,6 +60,7 @@ class Protocol(Generic[T]):
     name: Callable[[str], T]
     value: Callable[[str], T]
     fold: Callable[[T], T]
+    names: Callable[[Iterable[tuple[T, T]]], Iterable[T]]
 
 
 class Plan:
@@ -80,7 +82,7 @@ class Plan:
         self._endpoints: dict[str, Callable[[Exchange], Response]] = {}
         if settings.metrics.enabled:
             self._endpoints[settings.metrics.path] = self._scrape
-        self._write = self._access_log()
+        self._log = self._access_log()
         self.enter = self._enter_with()
         self.enter_socket = self._route or _go_on
         self.close = self._close_with()
@@ -123,17 +125,14 @@ class Plan:
             exchange.path = path
             exchange.client = peer
             exchange.source = source
-            exchange.status = exchange.sent = exchange.received = 0
-            exchange.first_byte = exchange.ended = 0.0
+            exchange.status = exchange.sent = exchange.received = exchange.ended = 0
             exchange.uploads = exchange.left = exchange.closed = False
             exchange.endpoint = exchange.series = exchange.fields = exchange.error = None
             exchange.reply = exchange.work = None
             if headers is None:
                 exchange.request_id = exchange.correlation_id = fresh()
             else:
-                exchange.request_id, exchange.correlation_id = identify(headers)
-                exchange.received = _length(headers.get(_LENGTH, ""))
-                exchange.uploads = exchange.received > 0 or _CHUNKED in headers
+                identify(exchange, headers)
             if resolve is not None:
                 exchange.client = resolve(peer, headers and headers.get(_FORWARDED))
             set_current(exchange)
@@ -155,10 +154,11 @@ class Plan:
         """
         clock, ids = self.clock, self.settings.ids
         fold, value = protocol.fold, protocol.value
-        names = [name for name in (ids.request_header, ids.correlation_header) if name]
-        ours = frozenset([fold(protocol.name(name)) for name in names])
         request = protocol.name(ids.request_header)
         correlation = protocol.name(ids.correlation_header) if ids.correlation_header else None
+        ours = frozenset([fold(name) for name in (request, correlation) if name is not None])
+        unset = ours.isdisjoint
+        names_of = protocol.names
 
         def head(
             exchange: Exchange, status: int, headers: Iterable[tuple[T, T]]
@@ -166,16 +166,16 @@ class Plan:
             exchange.status = status
             exchange.first_byte = clock()
             request_id = value(exchange.request_id)
-            added = [*headers, (request, request_id)]
-            if correlation is not None:
-                same = exchange.correlation_id is exchange.request_id
-                added.append(
-                    (correlation, request_id if same else value(exchange.correlation_id))
-                )
-            for name, _ in headers:
-                if fold(name) in ours:
-                    return _without_ours(added, list(headers), fold, ours)
-            return added
+            if correlation is None:
+                added = [*headers, (request, request_id)]
+            elif exchange.correlation_id is exchange.request_id:
+                added = [*headers, (request, request_id), (correlation, request_id)]
+            else:
+                other = value(exchange.correlation_id)
+                added = [*headers, (request, request_id), (correlation, other)]
+            if unset(names_of(headers)):
+                return added
+            return _without_ours(added, list(headers), fold, ours)
 
         return head
 
@@ -188,15 +188,15 @@ class Plan:
             message = f"{type(error).__name__}: {error}"
         return problem(500, "Internal server error", message, exchange.request_id)
 
-    def _access_log(self) -> Callable[[Exchange], None] | None:
-        """The function that logs a closed exchange; None if access lines are off."""
-        from opsguard.logging import AccessLog, access_line
+    def _access_log(self) -> AccessLog | None:
+        """Where closed exchanges leave their line; None if access lines are off."""
+        from opsguard.logging import AccessLog, access_line, access_template
 
         settings, sink = self.settings, self.runtime.sink
         if settings.logging.access == "off":
             return None
 
-        def make(clock: Clock) -> AccessLine:
+        def line(clock: Clock) -> AccessLine:
             return access_line(
                 settings.logging,
                 service=settings.service,
@@ -205,14 +205,16 @@ class Plan:
                 clock=clock,
             )
 
+        template = access_template(
+            settings.logging,
+            service=settings.service,
+            environment=settings.environment,
+            sink=sink,
+        )
+        batch = settings.logging.durability == "batch"
         return AccessLog(
-            make,
-            sink,
-            wall=wall,
-            elapsed=self.clock,
-            unmatched=UNMATCHED,
-            batch=settings.logging.durability == "batch",
-        ).writer()
+            line, template, sink, wall=wall, elapsed=self.clock, unmatched=UNMATCHED, batch=batch
+        )
 
     def socket_opened(self, exchange: Socket) -> None:
         """A websocket was accepted."""
@@ -235,8 +237,9 @@ class Plan:
                 self._http.socket_closed(endpoint)
             if self._http is not None and error is not None:
                 self._http.error(exchange.method, endpoint, type(error).__name__)
-            if self._write is not None:
-                self._write(exchange)
+            if self._log is not None:
+                self._log.queue.append(exchange)
+                self._log.drain()
         except Exception as fault:
             self.failures.report("close", fault)
 
@@ -250,7 +253,7 @@ class Plan:
         except Exception as fault:
             self.failures.report("late", fault)
 
-    def _identify(self, headers: Mapping[str, str]) -> tuple[str, str]:
+    def _identify(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
         """Request and correlation id: the client's where they are sound, else one fresh id."""
         ids = self.settings.ids
         request_id = headers.get(ids.request_header.lower(), "")
@@ -259,7 +262,10 @@ class Plan:
             correlation_id = ""
         if not valid(request_id):
             request_id = correlation_id or fresh()
-        return request_id, correlation_id or request_id
+        exchange.request_id = request_id
+        exchange.correlation_id = correlation_id or request_id
+        exchange.received = _length(headers.get(_LENGTH, ""))
+        exchange.uploads = exchange.received > 0 or _CHUNKED in headers
 
     def _guarded(self, steps: Iterable[Step]) -> Step | None:
         """The steps as one; the first answer counts, a step that raises is counted and skipped."""
@@ -281,20 +287,14 @@ class Plan:
         return run
 
     def _enter_with(self) -> Step:
-        http, route = self._http, self._route
+        http, route, failures = self._http, self._route, self.failures
         if http is None:
             return route or _go_on
-        routes, resolve, begin = http.routes, http.series, http.begin_with()
-        failures = self.failures
+        begin = http.begin_with()
 
         def enter(exchange: Exchange) -> Response | None:
             try:
-                endpoint = exchange.endpoint or UNMATCHED
-                series = routes.get((exchange.method, endpoint))
-                if series is None:
-                    series = resolve(exchange.method, endpoint)
-                begin(series)
-                exchange.series = series
+                begin(exchange)
             except Exception as fault:
                 failures.report("enter", fault)
             return None if route is None else route(exchange)
@@ -306,7 +306,11 @@ class Plan:
         muted = PROBES | set(self._endpoints)
         record = None if http is None else http.record_with()
         count_error = None if http is None else http.error
-        write = self._write
+        log = self._log
+        queue = None if log is None else log.queue
+        most, drain, nudge = (0, _nothing, _nothing) if log is None else (
+            log.most, log.drain, log.nudge
+        )
 
         def close(exchange: Exchange) -> None:
             exchange.closed = True
@@ -315,13 +319,19 @@ class Plan:
                 status = exchange.status
                 if not exchange.ended or not status or exchange.left:
                     exchange.ended = exchange.ended or clock()
+                    if not status:
+                        exchange.first_byte = exchange.ended
                     status = exchange.status = _unfinished(exchange)
                 if record is not None and count_error is not None:
                     record(exchange)
                     if status >= 500 or exchange.error is not None:
                         _count_error(count_error, exchange)
-                if write is not None and (status >= 400 or exchange.endpoint not in muted):
-                    write(exchange)
+                if queue is not None and (status >= 400 or exchange.endpoint not in muted):
+                    queue.append(exchange)
+                    if len(queue) >= most or status >= 500:
+                        drain()
+                    elif len(queue) == 1:
+                        nudge()
             except Exception as fault:
                 failures.report("close", fault)
 
@@ -404,6 +414,10 @@ def _unfinished(exchange: Exchange) -> int:
 def _length(text: str) -> int:
     """A Content-Length as a number; 0 for what is none (a server has refused it or will)."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+
+def _nothing() -> None:
+    return None
 
 
 def _go_on(exchange: Exchange) -> None:

@@ -62,19 +62,20 @@ def serve(
 
         def respond(message: Message) -> Awaitable[None]:
             kind = message["type"]
-            if kind == "http.response.body":
-                exchange.sent += len(message.get("body", b""))
-                if message.get("more_body", False):
-                    return _pass(exchange, send, message)
-                return _last(exchange, send, message)
             if kind == "http.response.start":
                 if exchange.endpoint is None and label is not None:
                     exchange.name_by(label, scope)
                 headers = head(exchange, message["status"], message.get("headers", ()))
-                return _pass(exchange, send, {**message, "headers": headers})
+                return send({**message, "headers": headers})
+            if kind == "http.response.body":
+                if "body" in message:
+                    exchange.sent += len(message["body"])
+                if "more_body" in message and message["more_body"]:
+                    return send(message)
+                return _last(exchange, send, message)
             if kind == "http.response.pathsend":
                 return _last(exchange, send, message)
-            return _pass(exchange, send, message)
+            return send(message)
 
         try:
             if endpoint is not None:
@@ -85,7 +86,7 @@ def serve(
                 heard = _observed(exchange, receive) if exchange.uploads else receive
                 await app(scope, heard, respond)
         except BaseException as error:
-            await _failed(exchange, error, respond)
+            await _failed(exchange, error, send, respond)
             raise
         finally:
             if not exchange.closed:
@@ -112,14 +113,6 @@ async def refuse(response: Response, scope: Scope, send: Send) -> None:
         await send_response(response, send)
 
 
-async def _pass(exchange: Exchange, send: Send, message: Message) -> None:
-    try:
-        await send(message)
-    except OSError:
-        exchange.left = True
-        raise
-
-
 async def _last(exchange: Exchange, send: Send, message: Message) -> None:
     try:
         await send(message)
@@ -139,18 +132,36 @@ async def _reply(exchange: Exchange, send: Send) -> None:
         await send_response(exchange.reply, send)
 
 
-async def _failed(exchange: Exchange, error: BaseException, send: Send) -> None:
+async def _failed(exchange: Exchange, error: BaseException, send: Send, respond: Send) -> None:
     """The app raised. It is noted, and answered if nothing was sent yet; it goes on to the server."""
     if isinstance(error, CancelledError) or type(error).__name__ in _DISCONNECTS:
         exchange.left = not exchange.closed
+    elif exchange.status and not exchange.closed and _is_of(send, error):
+        exchange.left = True
     if exchange.left:
         return
     exchange.fail(error)
     if not exchange.status and isinstance(error, Exception):
         try:
-            await send_response(exchange.plan.failure(exchange, error), send)
+            await send_response(exchange.plan.failure(exchange, error), respond)
         except OSError:
             return  # nobody is there to read it
+
+
+def _is_of(send: Send, error: BaseException) -> bool:
+    """Whether `error` is the server's word for "nobody is there to send to", not the app's own
+    OSError: then the server's `send` is among the frames it came through. One that is not written
+    in Python has no frames, and is believed.
+    """
+    if not isinstance(error, OSError):
+        return False
+    code = getattr(getattr(send, "__func__", send), "__code__", None)
+    trace = error.__traceback__
+    while trace is not None and code is not None:
+        if trace.tb_frame.f_code is code:
+            return True
+        trace = trace.tb_next
+    return code is None
 
 
 def _observed(exchange: Exchange, receive: Receive) -> Receive:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from opsguard.exchange import Exchange, Socket
@@ -62,19 +63,30 @@ def _name(name: str) -> bytes:
     return name.lower().encode("latin-1")
 
 
+_name_of = itemgetter(0)
+
+
+def _names(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
+    return map(_name_of, headers)  # ASGI's names are in lower case
+
+
 PROTOCOL: Protocol[bytes] = Protocol(
-    exchange=AsgiExchange, incoming=_name, name=_name, value=str.encode, fold=bytes
+    exchange=AsgiExchange,
+    incoming=_name,
+    name=_name,
+    value=str.encode,
+    fold=bytes.lower,
+    names=_names,
 )
 SOCKET_PROTOCOL: Protocol[bytes] = replace(PROTOCOL, exchange=AsgiSocket)
 
 
 def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     """Open the exchange of an http or websocket scope and leave it in the scope."""
-    wanted = port.wanted
-    headers = None
-    for name, value in scope["headers"]:
-        if name in wanted:
-            headers = _collect(headers, wanted[name], value)
+    wanted, headers = port.wanted, None
+    # Most requests have none of them: one look through all names in C, and no more.
+    if not wanted.keys().isdisjoint(map(_name_of, scope["headers"])):
+        headers = _collect(wanted, scope["headers"])
     path = routed = scope["path"]
     root = scope.get("root_path")
     if root and path.startswith(root):
@@ -85,10 +97,13 @@ def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     return exchange
 
 
-def _collect(headers: dict[str, str] | None, name: str, value: bytes) -> dict[str, str]:
-    """A header that came twice is joined as RFC 9110, section 5.3 has it, so no id can match."""
-    text = value.decode("latin-1")
-    if headers is None:
-        return {name: text}
-    headers[name] = f"{headers[name]}, {text}" if name in headers else text
+def _collect(
+    wanted: Mapping[bytes, str], pairs: Iterable[tuple[bytes, bytes]]
+) -> dict[str, str]:
+    """The wanted headers. One that came twice is joined (RFC 9110, section 5.3): no id matches."""
+    headers: dict[str, str] = {}
+    for key, value in pairs:
+        if key in wanted:
+            name, text = wanted[key], value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {text}" if name in headers else text
     return headers

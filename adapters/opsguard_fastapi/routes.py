@@ -76,19 +76,19 @@ def _hook_leaf(route: BaseRoute) -> None:
     handle: Handle = route.handle
     methods = getattr(route, "methods", None)
     endpoint = getattr(route, "endpoint", None)
+    own = getattr(route, "path_format", None) or getattr(route, "path", None) or "/{path}"
 
     def hooked(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = scope.get(KEY)
         if exchange is None or exchange.endpoint is not None:
             return handle(scope, receive, send)
-        template = _template(route, scope)
-        if methods and scope["type"] == "http" and scope["method"] not in methods:
+        plain = _PREFIX not in scope and "fastapi" not in scope
+        template = own if plain else _template(route, scope)
+        if methods and exchange.method not in methods and scope["type"] == "http":
             exchange.name(template)
-            return handle(scope, receive, send)
+            return handle(scope, receive, send)  # it answers 405
         reply = exchange.enter(template, endpoint)
-        if reply is not None:
-            return refuse(reply, scope, send)
-        return handle(scope, receive, send)
+        return handle(scope, receive, send) if reply is None else refuse(reply, scope, send)
 
     _set_handle(route, hooked)
 

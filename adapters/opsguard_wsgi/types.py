@@ -49,8 +49,12 @@ def _key(name: str) -> str:
     return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
 
 
+def _names(headers: Iterable[Pair]) -> Iterable[str]:
+    return [name.lower() for name, _ in headers]
+
+
 PROTOCOL: Protocol[str] = Protocol(
-    exchange=WsgiExchange, incoming=_key, name=str, value=str, fold=str.lower
+    exchange=WsgiExchange, incoming=_key, name=str, value=str, fold=str.lower, names=_names
 )
 
 

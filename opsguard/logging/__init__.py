@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from opsguard.logging.access import AccessLine, access_line
+from opsguard.logging.access import AccessLine, access_line, access_template
 from opsguard.logging.batches import AccessLog
 from opsguard.logging.formatters import ConsoleFormatter, JsonFormatter
 from opsguard.logging.logger import Logger
@@ -22,6 +22,7 @@ __all__ = [
     "Logger",
     "Sink",
     "access_line",
+    "access_template",
     "configure",
     "open_sink",
 ]

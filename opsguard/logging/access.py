@@ -31,7 +31,7 @@ from opsguard.logging.formatters import (
 )
 from opsguard.logging.sink import Sink
 
-__all__ = ["LOGGER", "MESSAGE", "AccessLine", "access_line", "colour_wanted", "console_wanted"]
+__all__ = ["LOGGER", "MESSAGE", "AccessLine", "access_line", "access_template", "colour_wanted", "console_wanted"]
 
 LOGGER: Final = "opsguard.access"
 MESSAGE: Final = "request_completed"
@@ -122,6 +122,39 @@ def access_line(
     keys = Keys(settings.names, nest_context=settings.nest_context)
     make = _pieces_maker(keys, service, environment, max(lowest, level))
     return _json_line(make, keys, sink, clock, redact, aside)
+
+
+def access_template(
+    settings: LoggingSettings, *, service: str, environment: str, sink: Sink
+) -> Callable[[str, str, int], tuple[str, bool] | None] | None:
+    """The function that makes the %-template of a series (method, endpoint, status), with whether
+    its lines are urgent; it gives None where the series has no lines.
+
+    A template takes: the text of the second up to its point, milliseconds, the request id, the
+    path as JSON, the duration in milliseconds, the size, the client as JSON. It is for lines with
+    one id and no bound fields. There are none (None instead of a function) for the console.
+    """
+    if settings.access == "off" or console_wanted(settings, environment, sink):
+        return None
+    lowest = logging.WARNING if settings.access == "errors" else logging.NOTSET
+    level = logging.getLevelNamesMapping().get(settings.level.upper(), logging.INFO)
+    keys = Keys(settings.names, nest_context=settings.nest_context)
+    make = _pieces_maker(keys, service, environment, max(lowest, level))
+    start = f'{{{quote(keys.name("timestamp"))}:"'
+    size_key = f",{quote(keys.name('size'))}:"
+    client_key = f",{quote(keys.name('client'))}:"
+
+    def template(method: str, endpoint: str, status: int) -> tuple[str, bool] | None:
+        pieces = make(method, endpoint, status)
+        if pieces is None:
+            return None
+        start_, head, path, duration, size, client = [
+            piece.replace("%", "%%") for piece in (start, *pieces[:3], size_key, client_key)
+        ]
+        text = f'{start_}%s%03d{head}"%s"{path}%s{duration}%.3f{size}%d{client}%s}}'
+        return text, pieces[3]
+
+    return template
 
 
 def _no_line(

@@ -1,24 +1,28 @@
 """Access lines put off to the next batch: the request only leaves itself behind.
 
-Formatting a line on the request path costs twice what it costs in a loop, where code and data are
-in the processor's caches. So a finished exchange is appended to a queue, and the lines of a batch
-are made together, when the batch is full or the sink's thread comes by, at the latest after
-100 ms. Nothing more can be lost than with finished lines: the sink buffers those as long.
+A line made on the request path costs twice what it costs in a loop, where code and data are in the
+processor's caches. So a finished exchange is appended to a queue, and the lines of a batch are
+made together, when the batch is full or the sink's thread comes by, at the latest after 100 ms.
+What may be lost is what may be lost of finished lines too: the sink buffers those as long.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from opsguard.clock import Clock
-from opsguard.logging.access import AccessLine
+from opsguard.http import METHODS
+from opsguard.logging.access import LOGGER, MAX_SERIES, AccessLine
+from opsguard.logging.encode import quote, utc_second
 from opsguard.logging.sink import Sink
 
 __all__ = ["AccessLog", "Logged"]
 
-_BATCH = 12
+BATCH = 12
 """Lines of usual length that fill one write of the sink."""
 
 
@@ -41,14 +45,16 @@ class Logged(Protocol):
 class AccessLog:
     """The queue before a sink. Thread-safe; over a fork the parent writes what it holds.
 
-    `line` is made by `make` with a clock that tells each line its own moment: `elapsed` says how
-    long ago the exchange ended, `wall` what time it is now. `unmatched` names the endpoint of an
-    exchange without one. `batch` is False when each line has to go at once.
+    `line` writes any exchange, at the wall time that its clock gives; `template` makes the short
+    form of usual lines (see `access_template`), or is None. `elapsed` is the clock of the
+    exchanges. `unmatched` names the endpoint of an exchange that has none. `batch` is False when
+    each line has to go at once.
     """
 
     def __init__(
         self,
-        make: Callable[[Clock], AccessLine],
+        line: Callable[[Clock], AccessLine],
+        template: Callable[[str, str, int], tuple[str, bool] | None] | None,
         sink: Sink,
         *,
         wall: Clock,
@@ -56,42 +62,97 @@ class AccessLog:
         unmatched: str,
         batch: bool = True,
     ) -> None:
-        self._queue: deque[Logged] = deque()
+        self.queue: deque[Logged] = deque()
+        self.most = BATCH if batch else 1
+        """So many in the queue are a batch."""
+        self._line = line(lambda: self._moment)
         self._moment = 0.0
-        self._line = make(lambda: self._moment)
+        self._one_long_line = threading.RLock()  # `_line` reads the moment of its own line
+        self._template = template
+        self._templates: dict[tuple[str, str | None, int], tuple[str, bool] | None] = {}
+        self._logger = logging.getLogger(LOGGER)
         self._sink = sink
         self._wall = wall
         self._elapsed = elapsed
         self._unmatched = unmatched
-        self._batch = batch
         sink.feed(self)
 
-    def writer(self) -> Callable[[Logged], None]:
-        """The function that takes a finished exchange."""
-        queue, drain, nudge = self._queue, self.drain, self._sink.nudge
-        most = _BATCH if self._batch else 1
-
-        def write(exchange: Logged) -> None:
-            queue.append(exchange)
-            waiting = len(queue)
-            if waiting >= most or exchange.status >= 500 or exchange.fields is not None:
-                drain()
-            elif waiting == 1:
-                nudge()
-
-        return write
+    def nudge(self) -> None:
+        """The queue is no longer empty: see that it is looked after within 100 ms."""
+        self._sink.nudge()
 
     def drain(self) -> None:
-        """Hand all lines to the sink."""
-        take, line = self._queue.popleft, self._line
+        """Hand the lines of all exchanges in the queue to the sink."""
+        take, templates = self.queue.popleft, self._templates
         offset = self._wall() - self._elapsed()
+        logger = self._logger
+        listened = bool(logger.handlers or logger.filters or logger.level)
+        second, moment = -1.0, ""
+        lines: list[str] = []
+        urgent = False
         while True:
             try:
                 exchange = take()
             except IndexError:
-                return
-            self._moment = offset + exchange.ended
-            line(
+                break
+            try:
+                found = templates[exchange.method, exchange.endpoint, exchange.status]
+            except KeyError:
+                found = self._make(exchange)
+            if (
+                found is None
+                or listened
+                or exchange.fields
+                or exchange.correlation_id != exchange.request_id
+                or not exchange.path.isascii()
+            ):
+                self._sink.write_all(lines)
+                lines = []
+                self._write_long(exchange, offset + exchange.ended)
+                continue
+            ended = exchange.ended
+            fraction = offset + ended - second
+            if not 0.0 <= fraction < 1.0:
+                second = (offset + ended) // 1
+                moment = utc_second(int(second))
+                fraction = offset + ended - second
+            template, hurry = found
+            urgent = urgent or hurry
+            client = exchange.client
+            lines.append(
+                template
+                % (
+                    moment,
+                    fraction * 1000.0,
+                    exchange.request_id,
+                    quote(exchange.path),
+                    (ended - exchange.started) * 1000.0,
+                    exchange.sent,
+                    "null" if client is None else quote(client),
+                )
+            )
+        if lines:
+            self._sink.write_all(lines, urgent)
+
+    def forget(self) -> None:
+        """In a forked child: what is here is the parent's to write."""
+        self.queue.clear()
+        self._one_long_line = threading.RLock()
+
+    def _make(self, exchange: Logged) -> tuple[str, bool] | None:
+        key = (exchange.method, exchange.endpoint, exchange.status)
+        if self._template is None:
+            return None
+        made = self._template(exchange.method, exchange.endpoint or self._unmatched, key[2])
+        if len(self._templates) < MAX_SERIES and exchange.method in METHODS:
+            self._templates[key] = made
+        return made
+
+    def _write_long(self, exchange: Logged, moment: float) -> None:
+        """Any line: two ids, bound fields, a path that is no plain text, a listener, a person."""
+        with self._one_long_line:
+            self._moment = moment
+            self._line(
                 exchange.method,
                 exchange.path,
                 exchange.endpoint or self._unmatched,
@@ -103,7 +164,3 @@ class AccessLog:
                 exchange.correlation_id,
                 exchange.fields,
             )
-
-    def forget(self) -> None:
-        """In a forked child: what is here is the parent's to write."""
-        self._queue.clear()

@@ -112,6 +112,13 @@ class Sink:
         if self._size >= self._mark or urgent:
             self._push(urgent)
 
+    def write_all(self, lines: list[str], urgent: bool = False) -> None:
+        """As `write`, for several lines at once."""
+        self._lines.extend(lines)
+        self._size += sum(map(len, lines)) + len(lines)
+        if self._size >= self._mark or urgent:
+            self._push(urgent)
+
     def feed(self, feeder: Feeder) -> None:
         """Ask `feeder` for its lines whenever those here are looked after."""
         self._feeders = (*self._feeders, feeder)

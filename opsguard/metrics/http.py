@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from opsguard.http import METHODS
 from opsguard.metrics.families import Family
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ __all__ = ["UNMATCHED", "HttpMetrics", "RouteSeries"]
 
 UNMATCHED = "<unmatched>"
 OTHER = "_OTHER"
-_METHODS = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
-)
 SIZE_BUCKETS = (100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0, 10_000_000.0)
 """Bytes."""
 
@@ -142,29 +140,28 @@ class HttpMetrics:
         )
         self.routes: dict[tuple[str, str], RouteSeries] = {}
 
-    def series(self, method: str, endpoint: str) -> RouteSeries:
-        """The cells of (method, endpoint); an unknown method is ``_OTHER``."""
-        try:
-            return self.routes[method, endpoint]
-        except KeyError:
-            return self._resolve(method if method in _METHODS else OTHER, endpoint)
+    def begin_with(self) -> Callable[[Exchange], None]:
+        """The function that says: this request's route is known, it is in progress."""
+        store, routes, resolve = self._store, self.routes, self._resolve
 
-    def begin_with(self) -> Callable[[RouteSeries], None]:
-        """The function that says: one more request of this route is being served."""
-        store = self._store
-
-        def begin(series: RouteSeries) -> None:
+        def begin(exchange: Exchange) -> None:
+            endpoint = exchange.endpoint or UNMATCHED
+            try:
+                series = routes[exchange.method, endpoint]
+            except KeyError:
+                series = resolve(exchange.method, endpoint)
             store.cells[series.in_progress] += 1.0
+            exchange.series = series
 
-        def locked(series: RouteSeries) -> None:
+        def locked(exchange: Exchange) -> None:
             with store.lock:
-                begin(series)
+                begin(exchange)
 
         return begin if store.gil else locked
 
     def record_with(self) -> Callable[[Exchange], None]:
         """The function that records one request, which has ended."""
-        store, seconds, outcome, resolve = self._store, self._seconds, self._outcome, self.series
+        store, seconds, outcome, resolve = self._store, self._seconds, self._outcome, self._series
         last, size_last = len(seconds) + 1, len(SIZE_BUCKETS) + 1
 
         def record(exchange: Exchange) -> None:
@@ -179,7 +176,7 @@ class HttpMetrics:
                 count, total = outcome(series, exchange.status)
             started, sent, received = exchange.started, exchange.sent, exchange.received
             duration = exchange.ended - started
-            first_byte = (exchange.first_byte or exchange.ended) - started
+            first_byte = exchange.first_byte - started
             bucket = total + bisect_left(seconds, duration)
             early = series.first_byte
             early_bucket = early + bisect_left(seconds, first_byte)
@@ -209,7 +206,7 @@ class HttpMetrics:
 
     def error(self, method: str, endpoint: str, error_type: str) -> None:
         """Count one error: the name of an exception's class, or a status of 500 and above."""
-        method = method if method in _METHODS else OTHER
+        method = method if method in METHODS else OTHER
         at = self._errors.at((method, endpoint, error_type))
         with self._store.exclusive:
             self._store.cells[at] += 1.0
@@ -226,11 +223,16 @@ class HttpMetrics:
         with self._store.exclusive:
             self._store.cells[open_now] -= 1.0
 
+    def _series(self, method: str, endpoint: str) -> RouteSeries:
+        return self.routes.get((method, endpoint)) or self._resolve(method, endpoint)
+
     def _resolve(self, method: str, endpoint: str) -> RouteSeries:
-        found = self.routes.get((method, endpoint))
+        """The cells of a (method, endpoint) that was not seen yet; an unknown method is _OTHER."""
+        method = method if method in METHODS else OTHER
+        key = (method, endpoint)
+        found = self.routes.get(key)
         if found is not None:
             return found
-        key = (method, endpoint)
         made = RouteSeries(
             method,
             endpoint,

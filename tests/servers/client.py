@@ -37,6 +37,20 @@ class Client:
         except (BrokenPipeError, ConnectionResetError):
             return
 
+    def finish(self) -> None:
+        """Nothing more is sent; answers may still come."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    def rest(self) -> bytes:
+        """All that comes until the server hangs up."""
+        while self._more():
+            pass
+        found, self._buffer = self._buffer, b""
+        return found
+
     def ask(self, request: Request) -> Answer:
         """Send a request and read its answer."""
         self.send(encode(request))
@@ -106,6 +120,8 @@ class Client:
         if self._ended:
             return False
         try:
+            if hasattr(socket, "TCP_QUICKACK"):  # servers send head and body apart, and wait for it
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             data = self._socket.recv(65_536)
         except ConnectionResetError:
             data = b""

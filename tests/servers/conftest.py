@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers.processes import Pool, Running
-
-_shown: pytest.StashKey[list[Running]] = pytest.StashKey()
+from tests.servers.processes import Pool
 
 
 @pytest.fixture(scope="session")

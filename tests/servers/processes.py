@@ -56,7 +56,9 @@ _GRANIAN = "granian --host 127.0.0.1 --port {port} --workers 1"
 SERVERS = {
     server.name: server
     for server in (
-        Server("uvicorn-httptools", "asgi", f"{_UVICORN} --http httptools --loop uvloop", full=False),
+        Server(
+            "uvicorn-httptools", "asgi", f"{_UVICORN} --http httptools --loop uvloop", full=False
+        ),
         Server("gunicorn-gthread", "wsgi", f"{_GUNICORN} -k gthread --threads 8", full=False),
         Server("uvicorn-h11", "asgi", f"{_UVICORN} --http h11 --loop asyncio"),
         Server("gunicorn-uvicorn", "asgi", f"{_GUNICORN} -k uvicorn.workers.UvicornWorker"),
@@ -95,6 +97,8 @@ class Running:
         self.app = app
         self.port = port
         self.process = process
+        self.root = ""
+        """What stands before every path that the server takes (SCRIPT_NAME)."""
         self._log = folder / "log.jsonl"
         self._events = folder / "events"
         self._output = folder / "output"
@@ -133,7 +137,7 @@ class Running:
 
     def samples(self) -> Samples:
         """What /metrics has, without the traces of asking for it."""
-        answer = self.get("/metrics")
+        answer = self.get(f"{self.root}/metrics")
         assert answer.status == 200, answer
         return {
             (name, labels): value
@@ -168,11 +172,11 @@ class Running:
         deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
-                if self.get("/metrics").status is not None:
+                if self.get(f"{self.root}/metrics").status is not None:
                     return
             except OSError:
                 time.sleep(0.05)
-        raise ConnectionError(f"{self.server.name} did not start\n{self.stop()}")
+        raise ConnectionError(f"{self.server.name} did not start\n{self.stop()[-2000:]}")
 
 
 def free_port() -> int:
@@ -212,7 +216,8 @@ def running(
         "CONTRACT_EVENTS": str(folder / "events"),
         **(environ or {}),
     }
-    found = _start(server, app, folder, arguments, environment)
+    root = environment.get("SCRIPT_NAME", "")
+    found = _start(server, app, folder, arguments, environment, root)
     try:
         yield found
     finally:
@@ -220,11 +225,15 @@ def running(
 
 
 def _start(
-    server: Server, app: str, folder: Path, arguments: tuple[str, ...], environ: dict[str, str]
+    server: Server,
+    app: str,
+    folder: Path,
+    arguments: tuple[str, ...],
+    environ: dict[str, str],
+    root: str,
 ) -> Running:
     for attempt in range(3):  # somebody else may take the port before the server does
         port = free_port()
-        # A pipe, as a container's runtime would give it, kept empty by `tee`'s little brother.
         with (folder / "output").open("ab") as output:
             process = subprocess.Popen(
                 server.arguments(port, *arguments),
@@ -236,13 +245,13 @@ def _start(
                 start_new_session=True,
             )
         found = Running(server, app, port, folder, process)
+        found.root = root
         try:
             found.await_start()
-        except ConnectionError:
-            if attempt == 2:
-                raise
-        else:
             return found
+        except ConnectionError:
+            if attempt == 2 or "in use" not in found.output():
+                raise
     raise AssertionError("unreachable")
 
 
@@ -252,16 +261,23 @@ class Pool:
     def __init__(self, folder: Callable[[str], Path]) -> None:
         self._folder = folder
         self._running: dict[tuple[str, ...], tuple[Running, Any]] = {}
+        self._broken: dict[tuple[str, ...], str] = {}
 
     def get(self, server: str, app: str, *arguments: str) -> Running:
         key = (server, app, *arguments)
         if key in self._running:
             self._running[key] = self._running.pop(key)  # the one last used is the last to go
             return self._running[key][0]
+        if key in self._broken:  # all its tests fail, but each of them at once
+            raise ConnectionError(self._broken[key])
         while len(self._running) >= KEPT:
             self._stop(next(iter(self._running)))
         context = running(SERVERS[server], app, self._folder(f"{server}-{app}"), *arguments)
-        self._running[key] = (context.__enter__(), context)
+        try:
+            self._running[key] = (context.__enter__(), context)
+        except ConnectionError as error:
+            self._broken[key] = str(error)
+            raise
         return self._running[key][0]
 
     def close(self) -> None:

@@ -63,12 +63,14 @@ def validated(shop: Shop, ops: OpsGuard | None) -> Any:
     import opsguard_wsgi
     from tests.contract.apps.asgi import template_of
 
-    app = validator(maker("wsgi")(shop, None))
+    app = maker("wsgi")(shop, None)
     if ops is None:
         return app
-    return validator(
-        opsguard_wsgi.install(app, ops, endpoint=lambda environ: template_of(environ["PATH_INFO"]))
-    )
+
+    def endpoint(environ: Any) -> str | None:
+        return template_of(environ["PATH_INFO"])
+
+    return validator(opsguard_wsgi.install(validator(app), ops, endpoint=endpoint))
 
 
 def django_sync_under_asgi(shop: Shop, ops: OpsGuard | None) -> Any:

@@ -162,9 +162,7 @@ def check_line(
         assert line["tenant_id"] == "t-1"
 
 
-def check_metrics(
-    scenario: Scenario, expected: Expected, samples: Samples, answer: Answer
-) -> bool:
+def check_metrics(scenario: Scenario, expected: Expected, samples: Samples, answer: Answer) -> bool:
     check_samples(scenario, expected, samples, answer)
     return True
 
