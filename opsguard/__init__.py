@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from opsguard.exceptions import DeclarationError, InstallError, OpsGuardError, SettingsError
 from opsguard.exchange import Exchange
 from opsguard.guard import OpsGuard
 from opsguard.http import Response
+
+if TYPE_CHECKING:
+    from opsguard.settings import Settings
 
 __all__ = [
     "DeclarationError",

@@ -12,9 +12,26 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from opsguard.guard import Exchange
+    from opsguard.exchange import Exchange
 
-__all__ = ["current"]
+__all__ = ["current", "of_error", "sign"]
 
 current: ContextVar[Exchange | None] = ContextVar("opsguard_exchange", default=None)
 """The exchange being served in this task, thread or greenlet; None outside a request."""
+
+_SIGNATURE = "__opsguard_exchange__"
+
+
+def sign(error: BaseException, exchange: Exchange) -> None:
+    """Leave on `error` which exchange it left: a server logs it when the context is gone already,
+    and that line needs the ids too.
+    """
+    try:
+        setattr(error, _SIGNATURE, exchange)
+    except Exception:  # an exception may refuse attributes
+        return
+
+
+def of_error(error: object) -> Exchange | None:
+    """The exchange that `error` was signed with, if any."""
+    return getattr(error, _SIGNATURE, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from opsguard.context import sign
 from opsguard.http import Response
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class Exchange:
         if self.error is not None:
             return
         self.error = error
+        sign(error, self)
         if self.closed:
             self.plan.late(self, error)
 

@@ -27,8 +27,8 @@ __all__ = ["Plan", "Port", "Protocol", "Step"]
 Step = Callable[[Exchange], Response | None]
 """A check at one of the two hook points: an answer to send instead of going on, or None."""
 
-T = TypeVar("T", str, bytes)
-"""What a protocol writes headers in."""
+T = TypeVar("T")
+"""What a protocol writes headers in: str or bytes."""
 X = TypeVar("X", bound=Exchange)
 
 PROBES = frozenset(
@@ -51,8 +51,8 @@ class Protocol(Generic[T]):
 
     `exchange` is the subclass that reads a request header. `incoming(name)` is what the protocol
     calls the request header of this lower-case name. `name(name)` and `value(value)` give a
-    response header; `fold(name)` makes two spellings of a name equal, `names(headers)` are the
-    folded names of headers.
+    response header; `fold(name)` makes two spellings of a name equal. `names(headers)` gives the
+    folded names of headers, where there is a faster way than one by one.
     """
 
     exchange: type[Exchange]
@@ -60,7 +60,7 @@ class Protocol(Generic[T]):
     name: Callable[[str], T]
     value: Callable[[str], T]
     fold: Callable[[T], T]
-    names: Callable[[Iterable[tuple[T, T]]], Iterable[T]]
+    names: Callable[[Iterable[tuple[T, T]]], Iterable[T]] | None = None
 
 
 class Plan:
@@ -134,7 +134,8 @@ class Plan:
             else:
                 identify(exchange, headers)
             if resolve is not None:
-                exchange.client = resolve(peer, headers and headers.get(_FORWARDED))
+                forwarded = None if headers is None else headers.get(_FORWARDED)
+                exchange.client = resolve(peer, forwarded)
             set_current(exchange)
             if routed in endpoints:
                 exchange.endpoint = routed
@@ -158,7 +159,7 @@ class Plan:
         correlation = protocol.name(ids.correlation_header) if ids.correlation_header else None
         ours = frozenset([fold(name) for name in (request, correlation) if name is not None])
         unset = ours.isdisjoint
-        names_of = protocol.names
+        names_of = protocol.names or (lambda headers: [fold(name) for name, _ in headers])
 
         def head(
             exchange: Exchange, status: int, headers: Iterable[tuple[T, T]]

@@ -220,7 +220,7 @@ def test_a_wsgi_body_is_closed_once_whether_the_client_stays_or_leaves(
 
 def test_a_strict_wsgi_request_is_validated() -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
-        start_response("200", [])
+        start_response("200 OK", [])  # no Content-Type
         return [b""]
 
     assert isinstance(call_wsgi(app, Request()).error, AssertionError)

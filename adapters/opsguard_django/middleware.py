@@ -112,8 +112,9 @@ class OpsGuardMiddleware:
             exchange.sent = int(response.headers.get("Content-Length", 0))
         # Under ASGI the middleware runs in a task of its own, so what comes after it (a stream, the
         # app's closers) does not know the request unless it is told again.
-        response._resource_closers.insert(0, partial(current.set, exchange))
-        response._resource_closers.append(_Closer(exchange, whole))
+        closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
+        closers.insert(0, partial(current.set, exchange))
+        closers.append(_Closer(exchange, whole))
         return response
 
 

@@ -23,16 +23,16 @@ def install(app: App, ops: OpsGuard | None = None) -> OpsGuard:
     It is kept in ``app.state.opsguard``. Installing the same one twice does nothing. Raises
     InstallError for another one, or if the app has begun to serve, and SettingsError.
     """
-    ops = ops if ops is not None else OpsGuard()
-    installed = getattr(app.state, _ATTRIBUTE, None)
-    if installed is ops:
-        return ops
+    guard = ops if ops is not None else OpsGuard()
+    installed: OpsGuard | None = getattr(app.state, _ATTRIBUTE, None)
+    if installed is guard:
+        return guard
     if installed is not None:
         raise InstallError("this app is guarded by another OpsGuard already")
     if app.middleware_stack is not None:
         raise InstallError("install() must be called before the app serves its first request")
-    port = ops.runtime(_title(app), getattr(app, "version", None)).port(PROTOCOL)
-    setattr(app.state, _ATTRIBUTE, ops)
+    port = guard.runtime(_title(app), getattr(app, "version", None)).port(PROTOCOL)
+    setattr(app.state, _ATTRIBUTE, guard)
     build = app.build_middleware_stack
 
     def build_guarded() -> ASGIApp:
@@ -41,7 +41,7 @@ def install(app: App, ops: OpsGuard | None = None) -> OpsGuard:
         return serve(build(), port, label=late_label(app))
 
     app.build_middleware_stack = build_guarded  # type: ignore[method-assign]
-    return ops
+    return guard
 
 
 def _title(app: Starlette) -> str | None:

@@ -95,7 +95,7 @@ def _hook_leaf(route: BaseRoute) -> None:
 
 def _hook_mount(mount: Mount | Host) -> None:
     """A mounted app with routes passes the prefix on to them; any other is a route by itself."""
-    inner = getattr(mount, "app", None)
+    inner: Any = mount.app
     while not hasattr(inner, "routes") and hasattr(inner, "app"):
         inner = inner.app
     if not hasattr(inner, "routes"):

@@ -22,18 +22,18 @@ def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
     ``app.extensions["opsguard"]``. Installing the same one twice does nothing; another one raises
     InstallError. Raises SettingsError for wrong settings.
     """
-    ops = ops if ops is not None else OpsGuard(**app.config.get("OPSGUARD", {}))
-    installed = app.extensions.get("opsguard")
-    if installed is ops:
-        return ops
+    guard = ops if ops is not None else OpsGuard(**app.config.get("OPSGUARD", {}))
+    installed: OpsGuard | None = app.extensions.get("opsguard")
+    if installed is guard:
+        return guard
     if installed is not None:
         raise InstallError("this Flask app is guarded by another OpsGuard already")
-    port = ops.runtime(app.name if app.name != "__main__" else None).port(PROTOCOL)
-    app.extensions["opsguard"] = ops
-    app.wsgi_app = serve(app.wsgi_app, port)  # type: ignore[method-assign]
+    port = guard.runtime(app.name if app.name != "__main__" else None).port(PROTOCOL)
+    app.extensions["opsguard"] = guard
+    app.wsgi_app = serve(app.wsgi_app, port)  # type: ignore[method-assign, assignment]
     app.before_request_funcs.setdefault(None, []).insert(0, _enter)
     got_request_exception.connect(_note_exception, app)
-    return ops
+    return guard
 
 
 init_app = install

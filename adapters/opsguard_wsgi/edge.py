@@ -6,7 +6,7 @@ it is, a server's file wrapper too with its `close` listened to, anything else g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -92,8 +92,7 @@ def _starter(exchange: Exchange, port: Port[str], start_response: StartResponse)
 def _body(
     exchange: Exchange, body: Iterable[bytes], environ: Environ, start: StartResponse
 ) -> Iterable[bytes]:
-    kind = type(body)
-    if kind is list or kind is tuple:
+    if isinstance(body, list | tuple):
         return _whole(exchange, body)
     wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(wrapper, type) and isinstance(body, wrapper) and _listen(exchange, body):
@@ -101,7 +100,7 @@ def _body(
     return Body(exchange, body, start)
 
 
-def _whole(exchange: Exchange, body: Any) -> Iterable[bytes]:
+def _whole(exchange: Exchange, body: Collection[bytes]) -> Iterable[bytes]:
     """A body that is there already: the app has done its part, and what it took is known."""
     exchange.sent += sum([len(part) for part in body])
     exchange.finish()
@@ -140,7 +139,7 @@ def _file_size(body: Any) -> int:
 
     try:
         file = body.filelike
-        return os.fstat(file.fileno()).st_size - file.tell()
+        return int(os.fstat(file.fileno()).st_size - file.tell())
     except (AttributeError, OSError, ValueError):
         return 0
 
@@ -157,7 +156,7 @@ def _answer(exchange: Exchange, error: Exception, start: StartResponse) -> Itera
     if exchange.sent:
         return _then_raise(b"", error)
     answer = exchange.plan.failure(exchange, error)
-    failure = (type(error), error, error.__traceback__)
+    failure: Any = (type(error), error, error.__traceback__)
     try:
         start(status_line(answer.status), list(answer.headers), failure)
     except Exception as refused:  # the server says that something was sent after all

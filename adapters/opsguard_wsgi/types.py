@@ -67,7 +67,7 @@ def open_exchange(port: Port[str], environ: Environ) -> Exchange:
             headers = {name: value} if headers is None else {**headers, name: value}
     routed = _text(environ.get("PATH_INFO") or "")
     root = environ.get("SCRIPT_NAME")
-    exchange = port.open(
+    exchange: Exchange = port.open(
         environ["REQUEST_METHOD"],
         _text(root) + routed if root else routed,
         routed,

@@ -12,11 +12,11 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pythonjsonlogger.core import BaseJsonFormatter
 
-from opsguard.context import current
+from opsguard.context import current, of_error
 from opsguard.logging.encode import (
     THOUSANDTHS,
     Json,
@@ -28,6 +28,9 @@ from opsguard.logging.encode import (
     rfc3339,
     text,
 )
+
+if TYPE_CHECKING:
+    from opsguard.exchange import Exchange
 
 __all__ = ["ACCESS_KEYS", "ACCESS_MARK", "ConsoleFormatter", "JsonFormatter", "Keys"]
 
@@ -133,7 +136,7 @@ def _read(record: logging.LogRecord, clean: Redact) -> _Entry:
         access = {key: plain(own.pop(key, None)) for key in ACCESS_KEYS}
         path = access["path"]
         access["path"] = clean(path) if isinstance(path, str) else path
-    elif (exchange := current.get()) is not None:
+    elif (exchange := current.get() or _of_error(record)) is not None:
         request_id = exchange.request_id
         correlation_id = exchange.correlation_id
         bound = exchange.fields or {}
@@ -150,6 +153,12 @@ def _read(record: logging.LogRecord, clean: Redact) -> _Entry:
         exception=_exception(record, clean),
         stack=clean(str(record.stack_info)) if record.stack_info else "",
     )
+
+
+def _of_error(record: logging.LogRecord) -> Exchange | None:
+    """A server logs the app's exception when the request's context is gone."""
+    info = record.exc_info
+    return of_error(info[1]) if isinstance(info, tuple) else None
 
 
 def _message(record: logging.LogRecord) -> str:

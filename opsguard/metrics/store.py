@@ -92,7 +92,7 @@ class Store:
         limit: int = _LIMIT,
         gil: bool | None = None,
     ) -> None:
-        self.cells: memoryview = memoryview(b"")
+        self.cells: memoryview[float] = memoryview(b"").cast("d")
         self.path: Path | None = None
         self.lock = threading.RLock()
         self.gil = gil_enabled() if gil is None else gil

@@ -44,12 +44,9 @@ class Client:
         except OSError:
             return
 
-    def rest(self) -> bytes:
-        """All that comes until the server hangs up."""
-        while self._more():
-            pass
-        found, self._buffer = self._buffer, b""
-        return found
+    def read_on(self, answer: Answer) -> None:
+        """Read the rest of a chunked answer of which there was `enough` before."""
+        self._read_chunked(answer, None)
 
     def ask(self, request: Request) -> Answer:
         """Send a request and read its answer."""

@@ -50,15 +50,14 @@ class Server:
 
 
 _UVICORN = "uvicorn --host 127.0.0.1 --port {port} --interface asgi3"
+_HTTPTOOLS = f"{_UVICORN} --http httptools"
 _GUNICORN = "gunicorn --bind 127.0.0.1:{port} --workers 1 --graceful-timeout 5"
 _GRANIAN = "granian --host 127.0.0.1 --port {port} --workers 1"
 
 SERVERS = {
     server.name: server
     for server in (
-        Server(
-            "uvicorn-httptools", "asgi", f"{_UVICORN} --http httptools --loop uvloop", full=False
-        ),
+        Server("uvicorn-httptools", "asgi", f"{_HTTPTOOLS} --loop uvloop", full=False),
         Server("gunicorn-gthread", "wsgi", f"{_GUNICORN} -k gthread --threads 8", full=False),
         Server("uvicorn-h11", "asgi", f"{_UVICORN} --http h11 --loop asyncio"),
         Server("gunicorn-uvicorn", "asgi", f"{_GUNICORN} -k uvicorn.workers.UvicornWorker"),

@@ -55,10 +55,8 @@ def test_concurrent_requests_never_mix_their_ids(server: str, app: str, pool: Po
     until(lambda: len(running.access(mark)) == len(found))
     lines = {line["request_id"]: line["tenant_id"] for line in running.access(mark)}
     assert lines == dict(found)
-    requests = (
-        "http_requests_total",
-        frozenset({("method", "GET"), ("endpoint", "/wait"), ("status", "200")}),
-    )
+    labels = {"method": "GET", "endpoint": "/wait", "status": "200"}
+    requests = ("http_requests_total", frozenset(labels.items()))
     until(lambda: running.since(before).get(requests) == len(found))
     assert running.since(before)[requests] == len(found)
     assert not [key for key in running.since(before) if key[0] == "http_requests_in_progress"]
@@ -78,10 +76,7 @@ def test_a_pipelined_request_has_an_id_of_its_own(server: str, app: str, pool: P
     fresh = [ids[0] for ids in bodies[2:]]
     assert all(re.fullmatch("[0-9a-f]{32}", id) for id in fresh)
     assert len(set(fresh)) == 2
-    assert [answer.header("x-request-id") for answer in answers] == [
-        ["p1"],
-        ["p2"],
-        *[[id] for id in fresh],
-    ]
+    told = [id for answer in answers for id in answer.header("x-request-id")]
+    assert told == ["p1", "p2", *fresh]
     until(lambda: len(running.access(mark)) == 4)
     assert [line["request_id"] for line in running.access(mark)] == ["p1", "p2", *fresh]

@@ -83,11 +83,12 @@ def test_a_scrape_goes_through_while_handlers_block_every_thread(server: str, po
     running = pool.get(server, "asgi-blocking")
     with running.client() as client:
         client.send(encode(Request("/block")))
-        assert client.answer(enough=7).body == b"blocked"
+        blocked = client.answer(enough=7)
+        assert blocked.body == b"blocked"
         check_all_forms(running)
         assert running.get("/release").status == 200
-        client.finish()
-        assert client.rest().endswith(b"0\r\n\r\n")
+        client.read_on(blocked)
+    assert blocked.complete
 
 
 @pytest.mark.parametrize(("server", "app"), SERVED)

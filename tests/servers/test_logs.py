@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opsguard.testing import Request
-from tests.contract.scenarios import ASGI
+from tests.contract.scenarios import ASGI, WSGI
 from tests.servers.client import encode
 from tests.servers.processes import SERVERS, Running, running, until
 
@@ -31,15 +31,10 @@ SERVED = [
         server.name,
         app,
         id=f"{server.name} {app}",
-        marks=[] if app in fast else [pytest.mark.full],
+        marks=[] if app in ("fastapi", "wsgi") and not server.full else [pytest.mark.full],
     )
     for server in SERVERS.values()
-    for app in (
-        ("asgi", "fastapi", "django-async")
-        if server.protocol == "asgi"
-        else ("wsgi", "flask", "django")
-    )
-    for fast in [("fastapi", "wsgi") if not server.full else ()]
+    for app in (ASGI if server.protocol == "asgi" else WSGI)
 ]
 
 

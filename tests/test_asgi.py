@@ -1,0 +1,857 @@
+"""The ASGI edge against servers and apps of every kind: it passes on, notes, and never interferes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import opsguard_asgi
+from opsguard import Exchange, OpsGuard, Response
+from opsguard.context import current
+from opsguard.testing import Request, call_asgi
+from opsguard_asgi import KEY, off_loop
+from tests.contract.harness import Samples, parse
+
+App = Callable[[Any, Any, Any], Awaitable[None]]
+TEAPOT = Response(418, (("Content-Length", "2"),), b"no")
+
+
+class Boom(Exception):
+    pass
+
+
+class ClientDisconnect(Exception):
+    """Named like the exception that Starlette raises."""
+
+
+class WebSocketDisconnect(Exception):
+    """Named like the exception that Starlette raises."""
+
+
+def start(status: int = 200, headers: Any = ()) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def body(data: bytes = b"", more: bool = False) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+def scope_of(kind: str = "http", path: str = "/a", **values: Any) -> dict[str, Any]:
+    scope = {"type": kind, "path": path, "headers": [], "client": ("127.0.0.1", 1), "root_path": ""}
+    if kind == "http":
+        scope["method"] = "GET"
+    return {**scope, **values}
+
+
+class Wire:
+    """The server's side: takes messages, fails at the one with the number `fails_at`."""
+
+    def __init__(self, *incoming: dict[str, Any], fails_at: int | None = None) -> None:
+        self.incoming = list(incoming)
+        self.fails_at = fails_at
+        self.sent: list[Any] = []
+        self.received = 0
+
+    async def receive(self) -> Any:
+        self.received += 1
+        await asyncio.sleep(0)
+        return self.incoming.pop(0) if self.incoming else {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        if self.fails_at == len(self.sent):
+            raise BrokenPipeError("the client left")
+        self.sent.append(message)
+        await asyncio.sleep(0)
+
+    def header(self, name: str, at: int = 0) -> list[str]:
+        encoded = name.encode()
+        return [v.decode() for n, v in self.sent[at]["headers"] if n == encoded]
+
+
+class Guarded:
+    """An app behind an edge whose files are in `folder`."""
+
+    def __init__(self, folder: Path, app: App, *, ops: OpsGuard | None = None, **how: Any) -> None:
+        self.log = folder / "log"
+        self.ops = ops or made(folder)
+        how = how or {"endpoint": lambda scope: scope["path"]}
+        self.app = opsguard_asgi.install(app, self.ops, **how)
+
+    def run(self, wire: Wire, scope: dict[str, Any] | None = None) -> BaseException | None:
+        """What reached the server."""
+        scope = scope if scope is not None else scope_of()
+
+        async def serve() -> BaseException | None:
+            try:
+                await self.app(scope, wire.receive, wire.send)
+            except (Exception, asyncio.CancelledError) as error:
+                return error
+            assert current.get() is None
+            return None
+
+        return asyncio.run(serve())
+
+    def lines(self) -> list[dict[str, Any]]:
+        self.ops.runtime().sink.flush()
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in map(json.loads, lines) if line["logger"] == "opsguard.access"]
+
+    def line(self) -> dict[str, Any]:
+        (found,) = self.lines()
+        return found
+
+    def samples(self) -> Samples:
+        return parse("".join([text for _, text in self.ops.metrics.expose(False)]))
+
+    def total(self, name: str, **labels: str) -> float:
+        wanted = set(labels.items())
+        found = self.samples().items()
+        return sum([v for (sample, has), v in found if sample == name and wanted <= has])
+
+
+def made(folder: Path, **settings: Any) -> OpsGuard:
+    return OpsGuard(
+        "s", logging={"file": str(folder / "log")}, metrics={"directory": str(folder)}, **settings
+    )
+
+
+def sending(*messages: dict[str, Any]) -> App:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in messages:
+            await send(message)
+
+    return app
+
+
+# --- what the app sends
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "size"),
+    [pytest.param(0, 0, id="start"), pytest.param(1, 1, id="middle"), pytest.param(3, 3, id="last")],
+)
+def test_a_send_that_fails_is_a_client_that_left(fails_at: int, size: int, tmp_path: Path) -> None:
+    """Status 499 wherever it happens; the error goes on to the server as it would without us."""
+    app = sending(start(), body(b"1", True), body(b"2", True), body(b"3"))
+    guarded = Guarded(tmp_path, app)
+    error = guarded.run(Wire(fails_at=fails_at))
+    assert isinstance(error, BrokenPipeError)
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (499, size)
+    assert guarded.total("http_requests_total", status="499") == 1.0
+    assert guarded.total("http_errors_total") == 0.0
+    assert guarded.total("http_requests_in_progress") == 0.0
+
+
+@pytest.mark.parametrize("kind", ["start", "chunk", "last"])
+def test_an_app_that_survives_a_failed_send_is_recorded_as_left_too(
+    kind: str, tmp_path: Path
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in (start(), body(b"1", True), body(b"2")):
+            try:
+                await send(message)
+            except OSError:
+                return
+
+    guarded = Guarded(tmp_path, app)
+    assert guarded.run(Wire(fails_at=["start", "chunk", "last"].index(kind))) is None
+    assert guarded.line()["status_code"] == 499
+
+
+def test_frameworks_say_by_an_exception_of_theirs_that_the_client_left(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        raise ClientDisconnect
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire()
+    assert isinstance(guarded.run(wire), ClientDisconnect)
+    assert [message["type"] for message in wire.sent] == ["http.response.start"]
+    assert guarded.line()["status_code"] == 499
+    assert guarded.total("http_errors_total") == 0.0
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2], ids=["at once", "after the start", "after a chunk"])
+def test_a_cancelled_request_is_499_and_leaks_nothing(sent: int, tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in (start(), body(b"1", True))[:sent]:
+            await send(message)
+        await asyncio.Event().wait()
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire()
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(guarded.app(scope_of(), wire.receive, wire.send))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert guarded.total("http_requests_in_progress") == 1.0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert len(wire.sent) == sent
+    assert guarded.line()["status_code"] == 499
+    assert guarded.total("http_requests_in_progress") == 0.0
+    assert guarded.total("http_errors_total") == 0.0
+
+
+def test_an_app_cancelled_after_its_last_byte_is_complete(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send(body(b"whole"))
+        raise asyncio.CancelledError
+
+    guarded = Guarded(tmp_path, app)
+    assert isinstance(guarded.run(Wire()), asyncio.CancelledError)
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 5)
+
+
+def test_an_app_that_returns_without_an_answer_is_500(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, sending())
+    wire = Wire()
+    assert guarded.run(wire) is None
+    assert wire.sent == []
+    assert guarded.line()["status_code"] == 500
+    assert guarded.total("http_errors_total", error_type="500") == 1.0
+
+
+def test_an_app_that_returns_before_the_last_chunk_is_499(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, sending(start(), body(b"1", True)))
+    guarded.run(Wire())
+    assert guarded.line()["status_code"] == 499
+
+
+def test_a_chunk_without_a_body_is_empty(tmp_path: Path) -> None:
+    app = sending(start(), {"type": "http.response.body", "more_body": True}, body())
+    guarded = Guarded(tmp_path, app)
+    assert guarded.run(Wire()) is None
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 0)
+
+
+def test_a_file_sent_by_the_server_ends_the_answer(tmp_path: Path) -> None:
+    """http.response.pathsend is the last message."""
+    app = sending(start(), {"type": "http.response.pathsend", "path": "/file"})
+    guarded = Guarded(tmp_path, app)
+    wire = Wire()
+    guarded.run(wire)
+    assert wire.sent[1] == {"type": "http.response.pathsend", "path": "/file"}
+    assert guarded.line()["status_code"] == 200
+
+
+@pytest.mark.parametrize("kind", ["http.response.trailers", "http.response.push", "x.unknown"])
+def test_other_messages_pass_untouched(kind: str, tmp_path: Path) -> None:
+    other = {"type": kind, "headers": [(b"x", b"y")]}
+    guarded = Guarded(tmp_path, sending(other, start(), body()))
+    wire = Wire()
+    guarded.run(wire)
+    assert wire.sent[0] is other
+    assert other == {"type": kind, "headers": [(b"x", b"y")]}
+    assert guarded.line()["status_code"] == 200
+
+
+def test_messages_and_lists_that_the_app_uses_again_are_not_changed(tmp_path: Path) -> None:
+    first, last = start(200, [(b"x-a", b"1")]), body(b"ok")
+    guarded = Guarded(tmp_path, sending(first, last))
+    for _ in range(2):
+        wire = Wire()
+        assert guarded.run(wire) is None
+        assert len(wire.header("x-request-id")) == 1
+    assert (first, last) == (start(200, [(b"x-a", b"1")]), body(b"ok"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param([[b"x-a", b"1"], [b"x-b", b"2"]], id="pairs as lists"),
+        pytest.param(((b"x-a", b"1"), (b"x-b", b"2")), id="a tuple"),
+        pytest.param(iter([(b"x-a", b"1"), (b"x-b", b"2")]), id="an iterator"),
+    ],
+)
+def test_headers_in_any_form_keep_their_order_and_get_ours_behind(
+    headers: Any, tmp_path: Path
+) -> None:
+    guarded = Guarded(tmp_path, sending(start(200, headers), body()))
+    wire = Wire()
+    assert guarded.run(wire) is None
+    names = [bytes(name) for name, _ in wire.sent[0]["headers"]]
+    assert names == [b"x-a", b"x-b", b"x-request-id", b"x-correlation-id"]
+
+
+def test_an_answer_without_headers_gets_ours(tmp_path: Path) -> None:
+    app = sending({"type": "http.response.start", "status": 204}, body())
+    wire = Wire()
+    assert Guarded(tmp_path, app).run(wire) is None
+    assert len(wire.header("x-request-id")) == 1
+
+
+def test_an_id_that_the_app_sets_is_left_and_the_other_added(tmp_path: Path) -> None:
+    wire = Wire()
+    Guarded(tmp_path, sending(start(200, [[b"x-request-id", b"mine"]]), body())).run(wire)
+    assert wire.header("x-request-id") == ["mine"]
+    assert len(wire.header("x-correlation-id")) == 1
+
+
+# --- exceptions
+
+
+def test_an_exception_before_the_start_is_answered_then_passed_on(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise Boom
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire()
+    assert isinstance(guarded.run(wire), Boom)
+    assert [message["type"] for message in wire.sent] == [
+        "http.response.start",
+        "http.response.body",
+    ]
+    assert wire.sent[0]["status"] == 500
+    assert len(wire.header("x-request-id")) == 1
+    assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_an_exception_after_the_start_is_passed_on_only(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(202))
+        raise Boom
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire()
+    assert isinstance(guarded.run(wire), Boom)
+    assert len(wire.sent) == 1
+    assert guarded.line()["status_code"] == 202
+    assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_an_exception_of_background_work_is_counted_once(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send(body(b"done"))
+        raise Boom
+
+    guarded = Guarded(tmp_path, app)
+    assert isinstance(guarded.run(Wire()), Boom)
+    assert guarded.line()["status_code"] == 200
+    assert guarded.total("http_errors_total") == 1.0
+    assert guarded.total("http_requests_total", status="200") == 1.0
+
+
+def test_nobody_there_for_the_error_answer_changes_nothing(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise Boom
+
+    guarded = Guarded(tmp_path, app)
+    assert isinstance(guarded.run(Wire(fails_at=0)), Boom)
+    assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_what_is_no_exception_is_not_answered(tmp_path: Path) -> None:
+    """SystemExit and the like are for the server."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise SystemExit(3)
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire()
+
+    async def serve() -> None:
+        with pytest.raises(SystemExit):
+            await guarded.app(scope_of(), wire.receive, wire.send)
+
+    asyncio.run(serve())
+    assert wire.sent == []
+    assert guarded.line()["status_code"] == 500
+    assert guarded.total("http_requests_in_progress") == 0.0
+
+
+# --- what the app receives
+
+
+def upload(*chunks: bytes) -> list[dict[str, Any]]:
+    last = len(chunks) - 1
+    return [
+        {"type": "http.request", "body": chunk, "more_body": at < last}
+        for at, chunk in enumerate(chunks)
+    ]
+
+
+def reading(times: int) -> App:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(times):
+            if (await receive())["type"] == "http.disconnect":
+                return
+        await send(start())
+        await send(body())
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("headers", "counted"),
+    [
+        pytest.param([(b"content-length", b"100")], 100.0, id="as declared"),
+        pytest.param([(b"transfer-encoding", b"chunked")], 6.0, id="as read"),
+        pytest.param([], 0.0, id="without a body"),
+    ],
+)
+def test_the_size_of_an_upload(headers: Any, counted: float, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, reading(2))
+    guarded.run(Wire(*upload(b"123", b"456")), scope_of(headers=headers))
+    assert guarded.total("http_request_size_bytes_sum") == counted
+
+
+def test_we_never_receive_ourselves(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, reading(0))
+    wire = Wire(*upload(b"123"))
+    guarded.run(wire, scope_of(headers=[(b"content-length", b"3")]))
+    assert wire.received == 0
+
+
+def test_a_disconnect_that_the_app_reads_while_uploading_is_499(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, reading(2))
+    guarded.run(Wire(*upload(b"123", b"4")[:1]), scope_of(headers=[(b"content-length", b"9")]))
+    assert guarded.line()["status_code"] == 499
+
+
+def test_a_disconnect_after_the_answer_changes_nothing(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(start())
+        await send(body())
+        await receive()
+
+    guarded = Guarded(tmp_path, app)
+    guarded.run(Wire(*upload(b"123")), scope_of(headers=[(b"content-length", b"3")]))
+    assert guarded.line()["status_code"] == 200
+
+
+# --- scopes
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        pytest.param({"client": None}, id="no client"),
+        pytest.param({"client": ()}, id="an empty client"),
+        pytest.param({"client": ["", None]}, id="a unix socket"),
+        pytest.param({"client": ("/run/app.sock", 0)}, id="the path of a unix socket"),
+    ],
+)
+def test_a_request_without_a_clients_address_is_served(scope: Any, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, sending(start(), body()))
+    assert guarded.run(Wire(), scope_of(**scope)) is None
+    assert guarded.line()["client"] in (None, "unix")
+
+
+def test_a_scope_without_root_path_is_served(tmp_path: Path) -> None:
+    scope = scope_of()
+    del scope["root_path"], scope["client"]
+    guarded = Guarded(tmp_path, sending(start(), body()))
+    assert guarded.run(Wire(), scope) is None
+    assert guarded.line()["path"] == "/a"
+
+
+def test_the_exchange_is_in_the_scope_for_whoever_asks(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope[KEY], current.get()))
+        await send(start())
+        await send(body())
+
+    Guarded(tmp_path, app).run(Wire())
+    assert isinstance(seen[0][0], Exchange)
+    assert seen[0][0] is seen[0][1]
+
+
+@pytest.mark.parametrize(
+    ("scope", "endpoint"),
+    [
+        pytest.param({"path_template": "/items/{id}"}, "/items/{id}", id="litestar"),
+        pytest.param({"path_template": 7}, "<unmatched>", id="not text"),
+        pytest.param({}, "<unmatched>", id="nothing"),
+    ],
+)
+def test_without_endpoint_the_template_in_the_scope_names_the_route(
+    scope: dict[str, Any], endpoint: str, tmp_path: Path
+) -> None:
+    async def app(inner: Any, receive: Any, send: Any) -> None:
+        inner.update(scope)
+        await send(start())
+        await send(body())
+
+    guarded = Guarded(tmp_path, app, endpoint=None)
+    guarded.run(Wire())
+    assert guarded.line()["endpoint"] == endpoint
+
+
+@pytest.mark.parametrize(
+    ("roots", "endpoint"),
+    [
+        pytest.param({"root_path": ""}, "/items/{id}", id="plain"),
+        pytest.param({"root_path": "/x", "app_root_path": "/x"}, "/items/{id}", id="server prefix"),
+        pytest.param({"root_path": "/m/7", "app_root_path": ""}, "<unmatched>", id="below a mount"),
+    ],
+)
+def test_starlettes_route_in_the_scope_names_it_unless_a_mount_stands_before_it(
+    roots: dict[str, str], endpoint: str, tmp_path: Path
+) -> None:
+    class Route:
+        path_format = "/items/{id}"
+
+    async def app(inner: Any, receive: Any, send: Any) -> None:
+        inner.update(roots, route=Route())
+        await send(start())
+        await send(body())
+
+    guarded = Guarded(tmp_path, app, endpoint=None)
+    guarded.run(Wire())
+    assert guarded.line()["endpoint"] == endpoint
+
+
+def test_an_unknown_kind_of_scope_goes_to_the_app_as_it_is(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope, receive, send))
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire()
+    scope = {"type": "mystery"}
+    assert guarded.run(wire, scope) is None
+    assert seen == [(scope, wire.receive, wire.send)]
+    assert scope == {"type": "mystery"}
+
+
+# --- lifespan
+
+
+async def lifespan(scope: Any, receive: Any, send: Any) -> None:
+    for kind in ("startup", "shutdown"):
+        assert (await receive())["type"] == f"lifespan.{kind}"
+        await send({"type": f"lifespan.{kind}.complete"})
+
+
+def test_lifespan_is_the_apps_own_and_tells_us_of_start_and_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = Guarded(tmp_path, lifespan)
+    told: list[str] = []
+    runtime = guarded.ops.runtime()
+    monkeypatch.setattr(runtime, "start", lambda: told.append("start"))
+    monkeypatch.setattr(runtime, "stop", lambda: told.append("stop"))
+    wire = Wire({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+    assert guarded.run(wire, {"type": "lifespan"}) is None
+    assert told == ["start", "stop"]
+    assert [message["type"] for message in wire.sent] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
+
+
+def test_after_the_stop_lines_are_written_at_once(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, lifespan)
+    wire = Wire({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+    guarded.run(wire, {"type": "lifespan"})
+    guarded.ops.logger("late").info("still here")
+    assert "still here" in guarded.log.read_text()
+
+
+def test_an_app_that_does_not_know_lifespan_raises_as_before(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError(f"no {scope['type']}")
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire({"type": "lifespan.startup"})
+    error = guarded.run(wire, {"type": "lifespan"})
+    assert isinstance(error, NotImplementedError)
+    assert wire.sent == []
+    assert guarded.samples() == {}
+
+
+def test_a_failed_startup_passes(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+    wire = Wire({"type": "lifespan.startup"})
+    assert Guarded(tmp_path, app).run(wire, {"type": "lifespan"}) is None
+    assert wire.sent == [{"type": "lifespan.startup.failed", "message": "no database"}]
+
+
+# --- websockets
+
+CONNECT = {"type": "websocket.connect"}
+
+
+def text(message: str) -> dict[str, Any]:
+    return {"type": "websocket.receive", "text": message}
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept", "headers": [(b"x-a", b"1")]})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+        await send({"type": "websocket.send", "bytes": b"12"})
+
+
+def socket(**values: Any) -> dict[str, Any]:
+    return scope_of("websocket", "/ws", **values)
+
+
+def test_a_websocket_gets_ids_metrics_and_one_line(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def watch(message: Any) -> None:
+            await send(message)
+            seen.append(guarded.total("websocket_connections_in_progress", endpoint="/ws"))
+
+        await echo(scope, receive, watch)
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire(CONNECT, text("hey"), {"type": "websocket.disconnect", "code": 1000})
+    scope = socket(headers=[(b"x-request-id", b"w-1")])
+    assert guarded.run(wire, scope) is None
+    assert wire.header("x-request-id") == ["w-1"]
+    assert wire.header("x-a") == ["1"]
+    assert seen == [1.0, 1.0, 1.0]
+    assert guarded.total("websocket_connections_in_progress") == 0.0
+    assert guarded.total("websocket_connections_total", endpoint="/ws") == 1.0
+    assert guarded.total("http_requests_total") == 0.0
+    line = guarded.line()
+    assert (line["method"], line["endpoint"], line["status_code"]) == ("WEBSOCKET", "/ws", 101)
+    assert (line["size"], line["request_id"]) == (5, "w-1")
+
+
+def test_a_websocket_without_a_route_is_unmatched(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, echo, endpoint=lambda scope: None)
+    guarded.run(Wire(CONNECT), socket())
+    assert guarded.total("websocket_connections_total", endpoint="<unmatched>") == 1.0
+
+
+def test_a_websocket_that_the_app_closes_before_the_handshake_is_403(tmp_path: Path) -> None:
+    close = {"type": "websocket.close", "code": 1000}
+    guarded = Guarded(tmp_path, sending(close))
+    wire = Wire(CONNECT)
+    guarded.run(wire, socket())
+    assert wire.sent == [close]
+    assert guarded.line()["status_code"] == 403
+    assert guarded.total("websocket_connections_total") == 0.0
+
+
+def test_a_websocket_answered_in_http_has_that_status_and_our_ids(tmp_path: Path) -> None:
+    app = sending(
+        {"type": "websocket.http.response.start", "status": 401, "headers": []},
+        {"type": "websocket.http.response.body", "body": b"who?"},
+    )
+    guarded = Guarded(tmp_path, app)
+    wire = Wire(CONNECT)
+    guarded.run(wire, socket())
+    assert len(wire.header("x-request-id")) == 1
+    assert guarded.line()["status_code"] == 401
+    assert guarded.total("websocket_connections_total") == 0.0
+
+
+@pytest.mark.parametrize("where", ["at_edge", "at_route"])
+def test_a_websocket_refused_by_us_never_reaches_the_app(where: str, tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        pytest.fail("the app ran")
+
+    ops = made(tmp_path)
+    getattr(ops, where)(lambda exchange: TEAPOT)
+    guarded = Guarded(tmp_path, app, ops=ops)
+    wire = Wire(CONNECT)
+    assert guarded.run(wire, socket()) is None
+    assert wire.sent == [{"type": "websocket.close", "code": 1008}]
+    assert guarded.line()["status_code"] == 403
+    assert guarded.total("websocket_connections_total") == 0.0
+
+
+@pytest.mark.parametrize("where", ["at_edge", "at_route"])
+def test_steps_can_tell_a_websocket(where: str, tmp_path: Path) -> None:
+    seen: list[bool] = []
+    ops = made(tmp_path)
+    getattr(ops, where)(lambda exchange: seen.append(exchange.websocket))
+    Guarded(tmp_path, echo, ops=ops).run(Wire(CONNECT), socket())
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["before the handshake", "when open"])
+def test_an_exception_of_a_websocket_is_counted_once_and_passed_on(
+    opened: bool, tmp_path: Path
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if opened:
+            await send({"type": "websocket.accept"})
+        raise Boom
+
+    guarded = Guarded(tmp_path, app)
+    assert isinstance(guarded.run(Wire(CONNECT), socket()), Boom)
+    assert guarded.line()["status_code"] == (101 if opened else 500)
+    assert guarded.total("http_errors_total", error_type="Boom", endpoint="/ws") == 1.0
+    assert guarded.total("websocket_connections_in_progress") == 0.0
+    assert guarded.total("websocket_connections_total") == float(opened)
+
+
+def test_a_websocket_that_the_app_never_answers_is_500(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, sending())
+    guarded.run(Wire(CONNECT), socket())
+    assert guarded.line()["status_code"] == 500
+
+
+def test_a_client_that_leaves_a_websocket_is_no_error(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        raise WebSocketDisconnect
+
+    guarded = Guarded(tmp_path, app)
+    assert isinstance(guarded.run(Wire(CONNECT), socket()), WebSocketDisconnect)
+    assert guarded.total("http_errors_total") == 0.0
+    assert guarded.total("websocket_connections_in_progress") == 0.0
+
+
+def test_a_cancelled_websocket_is_no_error_and_leaks_nothing(tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        raise asyncio.CancelledError
+
+    guarded = Guarded(tmp_path, app)
+    assert isinstance(guarded.run(Wire(CONNECT), socket()), asyncio.CancelledError)
+    assert guarded.total("websocket_connections_in_progress") == 0.0
+    assert guarded.total("http_errors_total") == 0.0
+
+
+def test_a_websocket_to_the_metrics_path_is_the_apps(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, echo)
+    wire = Wire(CONNECT)
+    guarded.run(wire, scope_of("websocket", "/metrics"))
+    assert wire.sent[0]["type"] == "websocket.accept"
+
+
+def test_a_websocket_inside_of_an_edge_is_counted_once(tmp_path: Path) -> None:
+    ops = made(tmp_path)
+    guarded = Guarded(tmp_path, opsguard_asgi.install(echo, ops), ops=ops)
+    guarded.run(Wire(CONNECT), socket())
+    assert guarded.total("websocket_connections_total") == 1.0
+    assert len(guarded.lines()) == 1
+
+
+def test_websockets_without_metrics_are_logged(tmp_path: Path) -> None:
+    ops = OpsGuard("s", logging={"file": str(tmp_path / "log")}, metrics={"enabled": False})
+    guarded = Guarded(tmp_path, echo, ops=ops)
+    guarded.run(Wire(CONNECT), socket())
+    assert guarded.line()["status_code"] == 101
+
+
+def test_a_fault_of_ours_in_a_websockets_end_is_counted_and_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opsguard.metrics.http import HttpMetrics
+
+    def broken(*_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(HttpMetrics, "socket_closed", broken)
+    guarded = Guarded(tmp_path, echo)
+    assert guarded.run(Wire(CONNECT), socket()) is None
+    assert guarded.total("opsguard_internal_errors_total") == 1.0
+
+
+def test_a_fault_of_ours_in_a_websockets_start_is_counted_and_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opsguard.metrics.http import HttpMetrics
+
+    def broken(*_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(HttpMetrics, "socket_opened", broken)
+    guarded = Guarded(tmp_path, echo)
+    wire = Wire(CONNECT)
+    assert guarded.run(wire, socket()) is None
+    assert wire.sent[0]["type"] == "websocket.accept"
+    assert guarded.total("opsguard_internal_errors_total") == 1.0
+
+
+# --- work off the loop
+
+
+def test_a_scrape_runs_in_a_thread_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    guarded = Guarded(tmp_path, sending(start(), body()))
+    expose = guarded.ops.metrics.expose
+
+    def watched(openmetrics: bool) -> Any:
+        seen.append(threading.current_thread().name)
+        return expose(openmetrics)
+
+    monkeypatch.setattr(guarded.ops.metrics, "expose", watched)
+    answer = call_asgi(guarded.app, Request("/metrics"))
+    assert answer.status == 200
+    assert seen
+    assert threading.main_thread().name not in seen
+
+
+def test_off_loop_returns_what_the_function_returns_or_raises() -> None:
+    def fail() -> None:
+        raise Boom
+
+    async def run() -> None:
+        assert await off_loop(divmod, 7, 2) == (3, 1)
+        with pytest.raises(Boom):
+            await off_loop(fail)
+        assert await off_loop(threading.current_thread) is not threading.current_thread()
+
+    asyncio.run(run())
+
+
+def test_off_loop_may_be_cancelled_while_the_function_runs() -> None:
+    go = threading.Event()
+
+    async def run() -> None:
+        task = asyncio.ensure_future(off_loop(go.wait, 10))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+        await off_loop(int)  # the first thread has had its turn at the loop by now
+
+    asyncio.run(run())
+
+
+def test_off_loop_survives_a_loop_that_closes_meanwhile() -> None:
+    go, threads = threading.Event(), []
+
+    async def run() -> None:
+        task = asyncio.ensure_future(off_loop(go.wait, 10))
+        await asyncio.sleep(0)
+        threads.extend([t for t in threading.enumerate() if t.name == "opsguard-work"])
+        task.cancel()
+
+    asyncio.run(run())
+    go.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert threads
+
+
+def test_without_asyncio_off_loop_runs_where_it_is() -> None:
+    """As under trio: the coroutine is driven by hand here."""
+    coroutine = off_loop(threading.current_thread)
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    assert stopped.value.value is threading.current_thread()
