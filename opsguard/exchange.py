@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opsguard.context import sign
 from opsguard.http import Response
 
 if TYPE_CHECKING:
-    from opsguard.plan import Plan
     from opsguard.metrics import RouteSeries
+    from opsguard.plan import Plan
 
 __all__ = ["Exchange", "Socket"]
 
@@ -47,6 +47,9 @@ class Exchange:
         "uploads",
         "work",
     )
+
+    websocket: ClassVar[bool] = False
+    """Whether this is a websocket connection."""
 
     # There is no __init__: `Plan.open_with` fills an exchange in where it makes it, which saves a
     # call on each request.
@@ -167,6 +170,7 @@ class Socket(Exchange):
     """A websocket connection. It is no request in the metrics, so entering a route counts none."""
 
     __slots__ = ("opened",)
+    websocket = True
 
     opened: bool
     """It was accepted."""

@@ -80,7 +80,8 @@ class Plan:
         self._route = self._guarded(runtime.route)
         self._resolve = resolver(settings.proxies.trusted, settings.proxies.hops)
         self._endpoints: dict[str, Callable[[Exchange], Response]] = {}
-        if settings.metrics.enabled:
+        # Protected means behind a token or key, which are not there yet: until then it is closed.
+        if settings.metrics.enabled and not settings.metrics.protected:
             self._endpoints[settings.metrics.path] = self._scrape
         self._log = self._access_log()
         self.enter = self._enter_with()
@@ -125,7 +126,8 @@ class Plan:
             exchange.path = path
             exchange.client = peer
             exchange.source = source
-            exchange.status = exchange.sent = exchange.received = exchange.ended = 0
+            exchange.status = exchange.sent = exchange.received = 0
+            exchange.first_byte = exchange.ended = 0.0
             exchange.uploads = exchange.left = exchange.closed = False
             exchange.endpoint = exchange.series = exchange.fields = exchange.error = None
             exchange.reply = exchange.work = None
@@ -219,9 +221,12 @@ class Plan:
 
     def socket_opened(self, exchange: Socket) -> None:
         """A websocket was accepted."""
-        if self._http is not None:
-            self._http.socket_opened(exchange.endpoint or UNMATCHED)
-            exchange.opened = True
+        try:
+            if self._http is not None:
+                self._http.socket_opened(exchange.endpoint or UNMATCHED)
+                exchange.opened = True
+        except Exception as fault:
+            self.failures.report("socket", fault)
 
     def close_socket(self, exchange: Socket, error: BaseException | None) -> None:
         """A websocket ended: its gauge, and one access line with status 101, 403 or 500."""
@@ -232,7 +237,7 @@ class Plan:
         exchange.ended = self.clock()
         endpoint = exchange.endpoint or UNMATCHED
         if not exchange.status:
-            exchange.status = CLIENT_LEFT if error is None else 500
+            exchange.status = CLIENT_LEFT if exchange.left else 500
         try:
             if self._http is not None and exchange.opened:
                 self._http.socket_closed(endpoint)
@@ -309,8 +314,8 @@ class Plan:
         count_error = None if http is None else http.error
         log = self._log
         queue = None if log is None else log.queue
-        most, drain, nudge = (0, _nothing, _nothing) if log is None else (
-            log.most, log.drain, log.nudge
+        most, drain, nudge = (
+            (0, _nothing, _nothing) if log is None else (log.most, log.drain, log.nudge)
         )
 
         def close(exchange: Exchange) -> None:
@@ -320,8 +325,6 @@ class Plan:
                 status = exchange.status
                 if not exchange.ended or not status or exchange.left:
                     exchange.ended = exchange.ended or clock()
-                    if not status:
-                        exchange.first_byte = exchange.ended
                     status = exchange.status = _unfinished(exchange)
                 if record is not None and count_error is not None:
                     record(exchange)

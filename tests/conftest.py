@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,3 +45,15 @@ def pytest_sessionstart() -> None:
 def checkout() -> Path:
     """The folder with pyproject.toml and the sources, wherever the tests themselves run."""
     return Path(os.environ.get("OPSGUARD_TESTS_CHECKOUT", Path(__file__).parents[1]))
+
+
+@pytest.fixture(autouse=True)
+def no_logging_left_behind() -> Iterator[None]:
+    """An install leads all loggers to its output; the next test starts with them as they were."""
+    yield
+    from opsguard.logging import setup
+
+    with setup._lock:
+        if setup._layers:
+            setup._layers.clear()
+            setup._restore()

@@ -257,7 +257,11 @@ def test_other_methods_are_refused(method: str) -> None:
     exposition = Exposition([Raising()], failures=(failed := Failed()))
     response = exposition.render(method, "", "")
     assert response.status == 405
-    assert dict(response.headers) == {"Allow": "GET, HEAD", "Content-Length": "0"}
+    assert dict(response.headers) == {
+        "Allow": "GET, HEAD",
+        "Content-Type": "text/plain; charset=utf-8",
+        "Content-Length": "0",
+    }
     assert failed.seen == []
 
 

@@ -402,7 +402,7 @@ def test_escaping_is_for_quotes_backslashes_and_newlines_only() -> None:
 @FORMS
 def test_help_text_cannot_break_the_scrape(form: bool) -> None:
     metrics = made()
-    metrics.gauge("g", "line\nbreak \\ \"quote\" \0 \ud800").set(1)
+    metrics.gauge("g", 'line\nbreak \\ "quote" \0 \ud800').set(1)
     accept = "application/openmetrics-text" if form else ""
     answer = Exposition([metrics], failures=Failed()).render("GET", accept, "")
     (family,) = (openmetrics if form else text)(answer.body.decode())

@@ -684,7 +684,9 @@ def test_an_override_ends_with_its_block_however_it_ends_and_nests(tmp_path: Pat
     host = Host("asgi", declared(tmp_path))
 
     def header() -> str:
-        (found,) = [n for n, _ in host.get().headers if n.startswith("x-") and n != "x-correlation-id"]
+        (found,) = [
+            n for n, _ in host.get().headers if n.startswith("x-") and n != "x-correlation-id"
+        ]
         return found
 
     with pytest.raises(Boom), host.ops.override(ids={"request_header": "X-One"}):

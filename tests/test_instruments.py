@@ -385,9 +385,7 @@ def test_numbers_of_any_type_are_taken(make: Callable[[], Makers]) -> None:
 
 @BOTH
 @pytest.mark.parametrize("amount", ["x", None, [1]], ids=repr)
-def test_what_is_no_number_is_an_error_at_once(
-    make: Callable[[], Makers], amount: object
-) -> None:
+def test_what_is_no_number_is_an_error_at_once(make: Callable[[], Makers], amount: object) -> None:
     these = make()
     gauge = these.gauge()
     gauge.set(1)

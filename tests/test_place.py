@@ -27,7 +27,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> str:
     return place._run()
 
 
-def made(services: Path, name: str, modified: float = LONG_AGO, files: tuple[str, ...] = ()) -> Path:
+def made(
+    services: Path, name: str, modified: float = LONG_AGO, files: tuple[str, ...] = ()
+) -> Path:
     folder = services / name
     folder.mkdir()
     for file in files:
@@ -201,7 +203,7 @@ def test_a_sweep_survives_that_another_one_was_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = made(tmp_path, "dead", files=("worker-1",))
-    held = place._held
+    held = place.is_held
 
     def late(path: Path) -> Any:
         answer = held(path)
@@ -209,6 +211,6 @@ def test_a_sweep_survives_that_another_one_was_faster(
         dead.rmdir()
         return answer
 
-    monkeypatch.setattr(place, "_held", late)
+    monkeypatch.setattr(place, "is_held", late)
     sweep(tmp_path, NOW)
     assert list(tmp_path.iterdir()) == []

@@ -69,7 +69,11 @@ def test_an_asgi_request_arrives_as_a_server_would_hand_it_on() -> None:
     assert (answer.status, answer.body, answer.complete, answer.error) == (200, b"ok", True, None)
     assert answer.header("x-a") == ["1"]
     scope = app.scope
-    assert (scope["path"], scope["root_path"], scope["query_string"]) == ("/root/a", "/root", b"b=c")
+    assert (scope["path"], scope["root_path"], scope["query_string"]) == (
+        "/root/a",
+        "/root",
+        b"b=c",
+    )
     assert scope["client"] == ("::1", 50_000)
     assert (b"content-length", b"5") in scope["headers"]
     assert (b"x-a", b"1") in scope["headers"]

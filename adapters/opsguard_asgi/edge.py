@@ -7,12 +7,12 @@ is noted on the way.
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 from opsguard.context import current
 from opsguard.exchange import Exchange
-from opsguard.plan import Port
 from opsguard.http import Response
+from opsguard.plan import Port
 from opsguard_asgi.lifespan import lifespan_of
 from opsguard_asgi.types import (
     KEY,
@@ -57,7 +57,12 @@ def serve(
             other = app if KEY in scope else others.get(scope["type"], app)
             await other(scope, receive, send)
             return
-        exchange = open_exchange(port, scope["method"], scope)
+        try:
+            exchange = open_exchange(port, scope["method"], scope)
+        except Exception as fault:
+            port.plan.failures.report("open", fault)
+            await app(scope, receive, send)
+            return
         head = port.head
 
         def respond(message: Message) -> Awaitable[None]:
@@ -70,7 +75,7 @@ def serve(
             if kind == "http.response.body":
                 if "body" in message:
                     exchange.sent += len(message["body"])
-                if "more_body" in message and message["more_body"]:
+                if message.get("more_body"):
                     return send(message)
                 return _last(exchange, send, message)
             if kind == "http.response.pathsend":
@@ -99,9 +104,7 @@ def serve(
 async def send_response(response: Response, send: Send) -> None:
     """Send an answer of ours."""
     headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in response.headers]
-    await send(
-        {"type": "http.response.start", "status": response.status, "headers": headers}
-    )
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 
 

@@ -15,6 +15,8 @@ def label(scope: Scope) -> str | None:
     then only its adapter knows the whole template.
     """
     template: Any = scope.get("path_template")
-    if template is None and scope.get("app_root_path", scope.get("root_path")) == scope.get("root_path"):
+    if template is None and scope.get("app_root_path", scope.get("root_path")) == scope.get(
+        "root_path"
+    ):
         template = getattr(scope.get("route"), "path_format", None)
     return template if isinstance(template, str) else None

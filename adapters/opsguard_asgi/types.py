@@ -92,14 +92,13 @@ def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     if root and path.startswith(root):
         routed = path[len(root) :]
     client = scope.get("client")
-    exchange = port.open(method, path, routed, client[0] if client else None, headers, scope)
+    peer = client[0] or None if client else None
+    exchange = port.open(method, path, routed, peer, headers, scope)
     scope[KEY] = exchange
     return exchange
 
 
-def _collect(
-    wanted: Mapping[bytes, str], pairs: Iterable[tuple[bytes, bytes]]
-) -> dict[str, str]:
+def _collect(wanted: Mapping[bytes, str], pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The wanted headers. One that came twice is joined (RFC 9110, section 5.3): no id matches."""
     headers: dict[str, str] = {}
     for key, value in pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable
 
 from opsguard.context import current
@@ -44,7 +45,7 @@ def websocket_of(
                 exchange.name_by(named, scope)
             return send(_handshake(exchange, port, message))
 
-        error = None
+        error: BaseException | None = None
         try:
             if endpoint is not None:
                 exchange.enter_by(endpoint, scope)
@@ -53,7 +54,10 @@ def websocket_of(
             else:
                 await app(scope, receive, respond)
         except BaseException as raised:
-            error = None if type(raised).__name__ in _DISCONNECTS else raised
+            if isinstance(raised, CancelledError) or type(raised).__name__ in _DISCONNECTS:
+                exchange.left = True
+            else:
+                error = raised
             raise
         finally:
             exchange.plan.close_socket(exchange, error)

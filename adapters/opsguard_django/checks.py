@@ -9,7 +9,10 @@ from django.core.checks import CheckMessage, Error
 
 __all__ = ["middleware_is_first"]
 
-_MIDDLEWARE = ("opsguard_django.OpsGuardMiddleware", "opsguard_django.middleware.OpsGuardMiddleware")
+_MIDDLEWARE = (
+    "opsguard_django.OpsGuardMiddleware",
+    "opsguard_django.middleware.OpsGuardMiddleware",
+)
 
 
 def middleware_is_first(**_: Any) -> list[CheckMessage]:

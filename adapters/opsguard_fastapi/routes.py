@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Host, Mount
+from starlette.routing import BaseRoute, Host, Match, Mount
 from starlette.types import Receive, Scope, Send
 
 from opsguard_asgi import KEY, refuse
@@ -25,6 +25,7 @@ __all__ = ["hook_routes", "late_label"]
 _PREFIX = "opsguard.prefix"
 """The scope's key of what the mounts passed so far stand for, such as ``/tenants/{tenant}``."""
 
+_DEEPEST = 32  # mounts in mounts; a router may contain itself
 Handle = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -47,10 +48,31 @@ def late_label(app: Starlette) -> Callable[[Scope], str | None]:
         if "endpoint" not in scope:
             return None
         hook_routes(app)
-        route = scope.get("route")
-        return None if route is None else _template(route, scope)
+        return _search(app, scope)
 
     return label
+
+
+def _search(app: Any, scope: Scope) -> str | None:
+    """The template of the route that serves `scope`, found by asking the routes anew."""
+    root = scope.get("app_root_path", scope.get("root_path", ""))
+    asked: Scope = {**scope, "root_path": root, "path_params": {}}
+    prefix, router = "", app
+    for _ in range(_DEEPEST):
+        route = next((r for r in _routes(router) if _serves(r, asked, scope)), None)
+        inner = _inner(route)
+        if route is None or inner is None:
+            return None if route is None else prefix + _own_template(route, scope)
+        prefix += _prefix(route)
+        asked.update(route.matches(asked)[1])
+        router = inner
+    return None
+
+
+def _serves(route: BaseRoute, asked: Scope, scope: Scope) -> bool:
+    if scope.get("route") is route and _inner(route) is None:
+        return True
+    return route.matches(asked)[0] is not Match.NONE
 
 
 def _routes(router: Any) -> Iterable[BaseRoute]:
@@ -95,17 +117,15 @@ def _hook_leaf(route: BaseRoute) -> None:
 
 def _hook_mount(mount: Mount | Host) -> None:
     """A mounted app with routes passes the prefix on to them; any other is a route by itself."""
-    inner: Any = mount.app
-    while not hasattr(inner, "routes") and hasattr(inner, "app"):
-        inner = inner.app
-    if not hasattr(inner, "routes"):
+    inner = _inner(mount)
+    if inner is None:
         _hook_leaf(mount)
         return
     hook_routes(inner)
     if _is_hooked(mount) or isinstance(mount, Host):
         return
     handle: Handle = mount.handle
-    prefix = mount.path_format.removesuffix("/{path}")
+    prefix = _prefix(mount)
 
     def hooked(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope[_PREFIX] = scope.get(_PREFIX, "") + prefix
@@ -114,14 +134,33 @@ def _hook_mount(mount: Mount | Host) -> None:
     _set_handle(mount, hooked)
 
 
+def _inner(route: Any) -> Any:
+    """The app with routes behind a mount or host, perhaps behind middleware; None if there is none."""
+    if not isinstance(route, Mount | Host):
+        return None
+    inner: Any = route.app
+    while not hasattr(inner, "routes") and hasattr(inner, "app"):
+        inner = inner.app
+    return inner if hasattr(inner, "routes") else None
+
+
+def _prefix(mount: Any) -> str:
+    """What a mount stands for in a template; a host stands for nothing."""
+    return "" if isinstance(mount, Host) else str(mount.path_format.removesuffix("/{path}"))
+
+
 def _template(route: Any, scope: Scope) -> str:
     """The whole template of the route that was chosen for this scope."""
+    prefix: str = scope.get(_PREFIX, "")
+    return prefix + _own_template(route, scope)
+
+
+def _own_template(route: Any, scope: Scope) -> str:
+    """The template below the last mount."""
     context = scope.get("fastapi", {}).get("effective_route_context")
     if context is None or getattr(context, "original_route", None) is not route:
         context = route
-    template = getattr(context, "path_format", None) or getattr(context, "path", None)
-    prefix: str = scope.get(_PREFIX, "")
-    return prefix + (template or "/{path}")
+    return getattr(context, "path_format", None) or getattr(context, "path", None) or "/{path}"
 
 
 def _set_handle(route: Any, handle: Handle) -> None:

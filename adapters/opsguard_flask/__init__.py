@@ -10,7 +10,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from opsguard import Exchange, InstallError, OpsGuard
 from opsguard_flask.templates import template
-from opsguard_wsgi import KEY, PROTOCOL, serve
+from opsguard_wsgi import KEY, PROTOCOL, ROOT, serve
 
 __all__ = ["init_app", "install"]
 
@@ -30,7 +30,7 @@ def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
         raise InstallError("this Flask app is guarded by another OpsGuard already")
     port = guard.runtime(app.name if app.name != "__main__" else None).port(PROTOCOL)
     app.extensions["opsguard"] = guard
-    app.wsgi_app = serve(app.wsgi_app, port)  # type: ignore[method-assign, assignment]
+    app.wsgi_app = serve(app.wsgi_app, port, answers=False)  # type: ignore[method-assign, assignment]
     app.before_request_funcs.setdefault(None, []).insert(0, _enter)
     got_request_exception.connect(_note_exception, app)
     return guard
@@ -48,8 +48,8 @@ def _enter() -> Response | None:
     if request.url_rule is None:
         _name_refused(exchange)
         return None
-    view = _view(request.endpoint)
-    reply = exchange.enter(template(request.url_rule.rule), view)
+    mounts = request.environ["SCRIPT_NAME"].removeprefix(request.environ[ROOT])
+    reply = exchange.enter(mounts + template(request.url_rule.rule), _view(request.endpoint))
     if reply is None:
         return None
     return Response(reply.body, reply.status, list(reply.headers))

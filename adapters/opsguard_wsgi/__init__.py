@@ -9,9 +9,9 @@ from typing import Any
 
 from opsguard import OpsGuard
 from opsguard_wsgi.edge import serve
-from opsguard_wsgi.types import KEY, PROTOCOL, Environ, Label, StartResponse, WSGIApp
+from opsguard_wsgi.types import KEY, PROTOCOL, ROOT, Environ, Label, StartResponse, WSGIApp
 
-__all__ = ["KEY", "PROTOCOL", "Guarded", "install", "serve"]
+__all__ = ["KEY", "PROTOCOL", "ROOT", "Guarded", "install", "serve"]
 
 
 class Guarded:

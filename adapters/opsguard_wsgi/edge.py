@@ -27,13 +27,21 @@ from opsguard_wsgi.types import (
 __all__ = ["send_response", "serve", "status_line"]
 
 
-def serve(app: WSGIApp, port: Port[str], *, endpoint: Label | None = None) -> WSGIApp:
-    """`app` behind an edge. `endpoint` names the route before the app runs."""
+def serve(
+    app: WSGIApp, port: Port[str], *, endpoint: Label | None = None, answers: bool = True
+) -> WSGIApp:
+    """`app` behind an edge. `endpoint` names the route before the app runs. `answers` is False for
+    a framework that answers for exceptions itself: one that it lets through is wanted outside.
+    """
 
     def guarded(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if KEY in environ:
             return app(environ, start_response)
-        exchange = open_exchange(port, environ)
+        try:
+            exchange = open_exchange(port, environ)
+        except Exception as fault:
+            port.plan.failures.report("open", fault)
+            return app(environ, start_response)
         start = _starter(exchange, port, start_response)
         try:
             if endpoint is not None:
@@ -45,9 +53,9 @@ def serve(app: WSGIApp, port: Port[str], *, endpoint: Label | None = None) -> WS
             if exchange.uploads and not exchange.received:
                 environ["wsgi.input"] = CountedInput(environ["wsgi.input"], exchange)
             return _body(exchange, app(environ, start), environ, start)
-        except Exception as error:
-            return Body(exchange, _answer(exchange, error, start), start)
         except BaseException as error:
+            if answers and isinstance(error, Exception):
+                return Body(exchange, _answer(exchange, error, start), start)
             exchange.fail(error)
             exchange.close()
             current.set(None)

@@ -9,7 +9,9 @@ from opsguard.exchange import Exchange
 from opsguard.plan import Port, Protocol
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication as WSGIApp, WSGIEnvironment as Environ
+    from wsgiref.types import StartResponse
+    from wsgiref.types import WSGIApplication as WSGIApp
+    from wsgiref.types import WSGIEnvironment as Environ
 else:
     Environ = dict[str, Any]
     StartResponse = WSGIApp = Callable[..., Any]
@@ -17,6 +19,7 @@ else:
 __all__ = [
     "KEY",
     "PROTOCOL",
+    "ROOT",
     "Body",
     "Environ",
     "Label",
@@ -33,6 +36,8 @@ Pair = tuple[str, str]
 
 KEY = "opsguard.exchange"
 """The environ's key of the exchange: what finds it there is inside an edge already."""
+ROOT = "opsguard.root"
+"""The environ's key of SCRIPT_NAME as it was at the edge: what was added since are mounts."""
 
 
 class WsgiExchange(Exchange):
@@ -66,7 +71,7 @@ def open_exchange(port: Port[str], environ: Environ) -> Exchange:
         if value:
             headers = {name: value} if headers is None else {**headers, name: value}
     routed = _text(environ.get("PATH_INFO") or "")
-    root = environ.get("SCRIPT_NAME")
+    root = environ.get("SCRIPT_NAME") or ""
     exchange: Exchange = port.open(
         environ["REQUEST_METHOD"],
         _text(root) + routed if root else routed,
@@ -76,6 +81,7 @@ def open_exchange(port: Port[str], environ: Environ) -> Exchange:
         environ,
     )
     environ[KEY] = exchange
+    environ[ROOT] = root
     return exchange
 
 

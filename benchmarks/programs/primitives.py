@@ -101,10 +101,8 @@ def _ours() -> tuple[dict[str, Operation], Operation]:
     settings = ops.settings
     aside = Metrics(Store(lambda: None, ops.failures.report), failed=ops.failures.report)
     http = HttpMetrics(aside, settings.metrics)
-    series = http.series("GET", "/orders/{id}")
     begin, finish = http.begin_with(), http.record_with()
     exchange = _ended("GET", "/orders/{id}")
-    exchange.series = series
     line = access_line(
         settings.logging,
         service=settings.service,
@@ -115,7 +113,7 @@ def _ours() -> tuple[dict[str, Operation], Operation]:
     plain_series = plain.labels()
 
     def record() -> None:
-        begin(series)
+        begin(exchange)
         finish(exchange)
 
     def context() -> None:

@@ -31,7 +31,15 @@ from opsguard.logging.formatters import (
 )
 from opsguard.logging.sink import Sink
 
-__all__ = ["LOGGER", "MESSAGE", "AccessLine", "access_line", "access_template", "colour_wanted", "console_wanted"]
+__all__ = [
+    "LOGGER",
+    "MESSAGE",
+    "AccessLine",
+    "access_line",
+    "access_template",
+    "colour_wanted",
+    "console_wanted",
+]
 
 LOGGER: Final = "opsguard.access"
 MESSAGE: Final = "request_completed"

@@ -72,6 +72,7 @@ class SinkHandler(logging.Handler):
             line = dumps(
                 {"level": "ERROR", "message": f"a record was lost: {type(error).__name__}"}
             )
+        self._sink.draw()
         self._sink.write(line, record.levelno >= logging.ERROR)
 
     def flush(self) -> None:

@@ -127,12 +127,12 @@ class Sink:
         """A feeder has its first line: see that somebody looks after it within 100 ms."""
         if self._mark == 0:
             if self._eager:
-                self._draw()
+                self.draw()
             else:
                 self._push(False)
 
-    def _draw(self) -> None:
-        """Take in what the feeders hold."""
+    def draw(self) -> None:
+        """Take in what the feeders hold. Call it before a line that is younger than theirs."""
         for feeder in self._feeders:
             with contextlib.suppress(Exception):  # a fault in there must not end the thread
                 feeder.drain()
@@ -266,7 +266,7 @@ class Sink:
 
     def _tick(self) -> bool:
         """Write what waits. True if there was anything, or still is."""
-        self._draw()
+        self.draw()
         if not self._lines and not self._unsent:
             return False
         self._target.stale = True
@@ -285,7 +285,7 @@ class Sink:
         self._lock.release()
         # A writer appends first and reads the mark second; we do it the other way round.
         # One of the two sees the other.
-        self._draw()
+        self.draw()
         if self._lines:
             self._push(True)
         return self._parked
@@ -295,7 +295,7 @@ class Sink:
     def flush(self, timeout: float = 1.0) -> bool:
         """Write all lines, waiting at most `timeout` seconds for the target. True if all left."""
         deadline = self._clock() + timeout
-        self._draw()
+        self.draw()
         self._target.stale = True
         while True:
             self._push(True)
@@ -359,7 +359,7 @@ class Sink:
     # Around a fork --------------------------------------------------------------------------------
 
     def _before_fork(self) -> None:
-        self._draw()
+        self.draw()
         # What stays in the buffer stays with the parent. A thread would not live in the child, and
         # from 3.12 on Python warns about a fork beside one, so ours ends here and starts again.
         self._push(True)

@@ -59,6 +59,7 @@ class Metrics:
             "counter",
             ("metric",),
         )
+        self._overflow.on_overflow = None  # it would count itself for ever
 
     def counter(self, name: str, help: str = "", labels: Sequence[str] = ()) -> Counter:
         """A counter, exposed under exactly this name: as a counter if it ends in ``_total``, else
@@ -123,14 +124,23 @@ class Metrics:
         """
         for family in list(self._families.values()):
             try:
-                if len(family) or family.functions:
+                if not family.labels:
+                    family.at(())  # a metric without labels is there from the start, with 0
+                if len(family):
                     yield family.expose(openmetrics)
             except Exception as error:
                 self._failed(f"collector:{family.name}", error)
 
     def collect(self) -> Iterable[Metric]:
         """The families as prometheus_client knows them."""
-        return [family.collect() for family in list(self._families.values()) if len(family)]
+        found = []
+        for family in list(self._families.values()):
+            try:
+                if len(family):
+                    found.append(family.collect())
+            except Exception as error:
+                self._failed(f"collector:{family.name}", error)
+        return found
 
     def _instrument(
         self,

@@ -77,7 +77,15 @@ _SUFFIXES: Mapping[str, tuple[str, ...]] = {
 _COMPOUND = frozenset({"summary", "histogram", "gaugehistogram"})
 
 _EOF = b"# EOF\n"
-_NOT_ALLOWED = Response(405, (("Allow", "GET, HEAD"), ("Content-Length", "0")), b"")
+_NOT_ALLOWED = Response(
+    405,
+    (
+        ("Allow", "GET, HEAD"),
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", "0"),
+    ),
+    b"",
+)
 
 
 # --- what was asked for

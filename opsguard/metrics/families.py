@@ -7,7 +7,7 @@ to one series whose label values are all ``<overflow>``, is counted, and is said
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from math import isfinite
 
@@ -79,21 +79,39 @@ class Family:
 
     def at(self, values: tuple[str, ...]) -> int:
         """The index of the first cell of the series with these label values."""
-        try:
-            return self._series[values]
-        except KeyError:
-            return self._find(tuple([clean(value) for value in values]))
+        found = self._series.get(values)
+        return self._find(tuple([clean(value) for value in values])) if found is None else found
 
     def forget(self, values: tuple[str, ...]) -> None:
         """Stop exposing a series. Its cells stay taken: an index handed out must stay harmless."""
+        values = tuple([clean(value) for value in values])
         with self.store.lock:
             self._series.pop(values, None)
             self.functions.pop(values, None)
+            for place in range(self.width):
+                self.exemplars.pop((values, place), None)
 
     def forget_all(self) -> None:
         with self.store.lock:
             self._series = {}
             self.functions = {}
+            self.exemplars = {}
+
+    def keep_exemplar(
+        self,
+        values: tuple[str, ...],
+        place: int,
+        labels: Mapping[str, str],
+        value: float,
+        now: float,
+    ) -> None:
+        """Remember the last exemplar of a cell. Only a series of its own has one, so that they are
+        as bounded as the series.
+        """
+        values = tuple([clean(text) for text in values])
+        if values in self._series:
+            cleaned = {name: clean(text) for name, text in labels.items()}
+            self.exemplars[values, place] = (cleaned, value, now)
 
     def expose(self, openmetrics: bool) -> tuple[str, str]:
         """(family name, its finished text block) in the Prometheus text or OpenMetrics format."""
@@ -111,8 +129,10 @@ class Family:
 
     def collect(self) -> Metric:
         """The family as prometheus_client knows it, for registries and push gateways."""
+        self._ask()
         cells = self.store.cells
-        metric = Metric(self.name, self.help, self.kind)
+        name = self.name.removesuffix("_total") if self.kind == "counter" else self.name
+        metric = Metric(name, self.help, self.kind)
         for values, at in list(self._series.items()):
             labels = dict(zip(self.labels, values, strict=True))
             if self.width == 1:
@@ -128,9 +148,18 @@ class Family:
 
     def _find(self, values: tuple[str, ...]) -> int:
         with self.store.lock:
+            warned = self._overflowed
             found = self._series.get(values)
             if found is None:
                 found = self._add(values)
+            warn = self._overflowed and not warned
+        if warn:  # not under the lock: a log handler may count, and wait for it
+            logging.getLogger("opsguard").warning(
+                "metric %s has reached its %d label sets; further ones are counted together as %s",
+                self.name,
+                self.limit,
+                OVERFLOW,
+            )
         return found
 
     def _add(self, values: tuple[str, ...]) -> int:
@@ -145,14 +174,7 @@ class Family:
         values = (OVERFLOW,) * len(self.labels)
         if self.on_overflow is not None:
             self.on_overflow(self.name)
-        if not self._overflowed:
-            self._overflowed = True
-            logging.getLogger("opsguard").warning(
-                "metric %s has reached its %d label sets; further ones are counted together as %s",
-                self.name,
-                self.limit,
-                OVERFLOW,
-            )
+        self._overflowed = True
         try:
             return self._series[values] if values in self._series else self._place(values)
         except StoreFull:
@@ -174,14 +196,18 @@ class Family:
         return at
 
     def _values(self, openmetrics: bool) -> Iterator[str]:
+        self._ask()
         cells = self.store.cells
-        for values, function in list(self.functions.items()):
-            cells[self.at(values)] = float(function())
         for values, at in list(self._series.items()):
             pairs = self._pairs(values)
             braces = f"{{{pairs}}}" if pairs else ""
-            exemplar = self._exemplar(values, 0) if openmetrics else ""
+            exemplar = self._exemplar(values, 0) if openmetrics and self.kind == "counter" else ""
             yield f"{self.name}{braces} {number(cells[at])}{exemplar}\n"
+
+    def _ask(self) -> None:
+        """Set the cells that a function stands for."""
+        for values, function in list(self.functions.items()):
+            self.store.cells[self.at(values)] = float(function())
 
     def _histograms(self, openmetrics: bool) -> Iterator[str]:
         cells, width, name = self.store.cells, self.width, self.name
@@ -232,7 +258,7 @@ def clean(value: object) -> str:
         text = text[: _LONGEST - 1] + "…"
     if text.isascii() and text.isprintable():
         return text
-    text = text.encode("utf-8", "replace").decode("utf-8", "replace")
+    text = text.encode("utf-8", "replace").decode("utf-8")
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

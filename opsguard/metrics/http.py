@@ -14,9 +14,9 @@ from opsguard.http import METHODS
 from opsguard.metrics.families import Family
 
 if TYPE_CHECKING:
+    from opsguard import settings as options
     from opsguard.exchange import Exchange
     from opsguard.metrics import Metrics
-    from opsguard import settings as options
 
 __all__ = ["UNMATCHED", "HttpMetrics", "RouteSeries"]
 
@@ -54,7 +54,13 @@ class RouteSeries:
     )
 
     def __init__(
-        self, method: str, endpoint: str, in_progress: int, first_byte: int, received: int, sent: int
+        self,
+        method: str,
+        endpoint: str,
+        in_progress: int,
+        first_byte: int,
+        received: int,
+        sent: int,
     ) -> None:
         self.method = method
         self.endpoint = endpoint
@@ -118,7 +124,11 @@ class HttpMetrics:
             "http_request_size_bytes", "Bytes of request bodies.", "histogram", route, SIZE_BUCKETS
         )
         self._sent = family(
-            "http_response_size_bytes", "Bytes of answers' bodies.", "histogram", route, SIZE_BUCKETS
+            "http_response_size_bytes",
+            "Bytes of answers' bodies.",
+            "histogram",
+            route,
+            SIZE_BUCKETS,
         )
         self._errors = family(
             "http_errors_total",
@@ -161,7 +171,7 @@ class HttpMetrics:
 
     def record_with(self) -> Callable[[Exchange], None]:
         """The function that records one request, which has ended."""
-        store, seconds, outcome, resolve = self._store, self._seconds, self._outcome, self._series
+        store, seconds, outcome, resolve = self._store, self._seconds, self._outcome, self.series
         last, size_last = len(seconds) + 1, len(SIZE_BUCKETS) + 1
 
         def record(exchange: Exchange) -> None:
@@ -176,7 +186,7 @@ class HttpMetrics:
                 count, total = outcome(series, exchange.status)
             started, sent, received = exchange.started, exchange.sent, exchange.received
             duration = exchange.ended - started
-            first_byte = exchange.first_byte - started
+            first_byte = (exchange.first_byte or exchange.ended) - started
             bucket = total + bisect_left(seconds, duration)
             early = series.first_byte
             early_bucket = early + bisect_left(seconds, first_byte)
@@ -223,7 +233,8 @@ class HttpMetrics:
         with self._store.exclusive:
             self._store.cells[open_now] -= 1.0
 
-    def _series(self, method: str, endpoint: str) -> RouteSeries:
+    def series(self, method: str, endpoint: str) -> RouteSeries:
+        """The cells of (method, endpoint)."""
         return self.routes.get((method, endpoint)) or self._resolve(method, endpoint)
 
     def _resolve(self, method: str, endpoint: str) -> RouteSeries:
@@ -255,5 +266,3 @@ class HttpMetrics:
         if len(series.outcomes) < 1000:
             series.outcomes[status] = found
         return found
-
-

@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.exceptions import DeclarationError
-from opsguard.metrics.families import Family
+from opsguard.metrics.families import Family, clean
 
 __all__ = ["Counter", "Gauge", "Histogram"]
 
@@ -48,7 +48,7 @@ class _Series:
         size = sum([len(name) + len(text) for name, text in exemplar.items()])
         if size > _EXEMPLAR_LIMIT:
             raise ValueError(f"an exemplar has at most {_EXEMPLAR_LIMIT} characters, not {size}")
-        self._family.exemplars[self._values, place] = (dict(exemplar), value, wall())
+        self._family.keep_exemplar(self._values, place, exemplar, value, wall())
 
 
 class CounterSeries(_Series):
@@ -164,7 +164,7 @@ class _Instrument(Generic[S]):
     """What counters, gauges and histograms share: label names, series, removal."""
 
     _series_type: type[S]
-    _made: dict[tuple[Any, ...], S]
+    _made: dict[tuple[str, ...], S]
 
     def __init__(self, family: Family) -> None:
         self._family = family
@@ -180,17 +180,15 @@ class _Instrument(Generic[S]):
 
         Raises ValueError if they do not fit the label names.
         """
-        key = values if not named else self._ordered(values, named)
-        try:
-            return self._made[key]
-        except KeyError:
-            return self._make(key)
-        except TypeError:  # an unhashable label value
-            return self._make(tuple([str(value) for value in key]))
+        given = values if not named else self._ordered(values, named)
+        # As text: 1, 1.0 and True are equal as keys, and read differently.
+        key = tuple([value if type(value) is str else clean(value) for value in given])
+        found = self._made.get(key)
+        return self._make(key) if found is None else found
 
     def remove(self, *values: object) -> None:
         """Forget one series. Raises nothing if it never was."""
-        texts = tuple([str(value) for value in values])
+        texts = tuple([clean(value) for value in values])
         self._family.forget(texts)
         self._made = {k: v for k, v in self._made.items() if v._values != texts}
 
@@ -205,13 +203,12 @@ class _Instrument(Generic[S]):
             raise ValueError(f"{self._family.name} has the labels {names}, not {tuple(named)}")
         return tuple([named[name] for name in names])
 
-    def _make(self, key: tuple[object, ...]) -> S:
+    def _make(self, key: tuple[str, ...]) -> S:
         if len(key) != len(self._family.labels):
             raise ValueError(
                 f"{self._family.name} has the labels {self._family.labels}, got {len(key)} values"
             )
-        values = tuple([str(value) for value in key])
-        series = self._series_type(self._family, values)
+        series = self._series_type(self._family, tuple([clean(value) for value in key]))
         if len(self._made) < self._family.limit:
             self._made[key] = series
         return series
@@ -287,8 +284,11 @@ def check_names(name: str, labels: Sequence[str]) -> None:
 
 def check_buckets(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
     """The upper bounds without +Inf. Raises DeclarationError if they do not grow."""
-    bounds = tuple([float(bound) for bound in buckets if bound != float("inf")])
-    if not bounds or list(bounds) != sorted(set(bounds)):
+    try:
+        bounds = tuple([float(bound) for bound in buckets if bound != float("inf")])
+    except (TypeError, ValueError):
+        bounds = ()
+    if not bounds or any(low >= high or low != low for low, high in zip(bounds, bounds[1:])):
         raise DeclarationError(f"the buckets of {name} must grow: {tuple(buckets)}")
     if len(bounds) > 500:
         raise DeclarationError(f"{name} has {len(bounds)} buckets; 500 are the most")

@@ -13,7 +13,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-__all__ = ["sweep", "worker_directory"]
+__all__ = ["is_held", "sweep", "worker_directory"]
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _GRACE = 60.0  # seconds a folder may be without a locked file: its owner is just starting
@@ -28,8 +28,9 @@ def worker_directory(base: str | None, service: str, now: float) -> Path:
     mine = root / f"opsguard-{os.getuid()}"
     services = mine / (_UNSAFE.sub("_", service)[:64].strip(".") or "service")
     directory = services / _run()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     for folder in (mine, services, directory):
+        folder.mkdir(mode=0o700, exist_ok=True)
         _check(folder)
     sweep(services, now)
     return directory
@@ -47,10 +48,11 @@ def sweep(services: Path, now: float) -> None:
 
 def _sweep_one(folder: Path, now: float) -> None:
     try:
-        if now - folder.stat().st_mtime < _GRACE:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or now - found.st_mtime < _GRACE:
             return
         files = list(folder.iterdir())
-        if any(_held(file) for file in files):
+        if any(is_held(file) for file in files):
             return
         for file in files:
             file.unlink(missing_ok=True)
@@ -59,14 +61,20 @@ def _sweep_one(folder: Path, now: float) -> None:
         return  # another process sweeps too, or it is not ours to remove
 
 
-def _held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock of this file. False if there is no file."""
     import fcntl
 
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
     return False
 
 

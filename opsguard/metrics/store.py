@@ -27,6 +27,7 @@ which copies with `pread` and maps nothing, so a file cut short by somebody else
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
@@ -39,7 +40,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FAMILY", "SERIES", "SPARE", "SPARE_CELLS", "Record", "Store", "StoreFull", "read_records"]
+from opsguard.metrics.place import is_held
+
+__all__ = [
+    "FAMILY",
+    "SERIES",
+    "SPARE",
+    "SPARE_CELLS",
+    "Record",
+    "Store",
+    "StoreFull",
+    "read_records",
+]
 
 MAGIC = b"OPSGUARD"
 VERSION = 1
@@ -52,6 +64,7 @@ _USED_AT = _HEADER.size - 8
 _RECORD = struct.Struct("=IIII")  # total size, key size, cells, kind
 _LIMIT = 64 << 20  # addresses, not memory: pages are reserved as they are needed
 _STEP = 64 << 10
+_NO_FILE = "metrics file (numbers are kept in private memory)"
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -131,8 +144,10 @@ class Store:
         size = _RECORD.size + len(text) + 8 * count
         with self.lock:
             if self._map is None:
-                self._open()
+                complaint = self._open()
                 self.spare = self._append(SPARE, None, SPARE_CELLS)
+                if complaint is not None:  # only now, as a complaint is counted in here too
+                    self._complain(_NO_FILE, complaint)
             self._reserve(self._used + size)
             assert self._map is not None
             start = self._used
@@ -156,31 +171,34 @@ class Store:
         if file is not None:
             os.close(file)
 
-    def _open(self) -> None:
-        self._map = self._mapped_file() or _anonymous(self._limit)
-        self.cells = memoryview(self._map).cast("d")
+    def _open(self) -> Exception | None:
+        """Map the file, or private memory; returns why it is not the file."""
+        complaint: Exception | None = None
+        try:
+            mapping = self._mapped_file() or _anonymous(self._limit)
+        except (OSError, ValueError) as error:
+            mapping, complaint = _anonymous(self._limit), error
+        self._map = mapping
+        self.cells = memoryview(mapping).cast("d")
         header = _HEADER.pack(MAGIC, VERSION, _HEADER_SIZE, os.getpid(), self._used)
-        self._map[: len(header)] = header
+        mapping[: len(header)] = header
+        return complaint
 
     def _mapped_file(self) -> mmap.mmap | None:
-        file = None
+        directory = self._place()
+        if directory is None:
+            return None
+        path = _free_path(directory)
+        file = os.open(path, _OPEN_FLAGS, 0o600)
         try:
-            directory = self._place()
-            if directory is None:
-                return None
-            path = directory / f"worker-{os.getpid()}"
-            path.unlink(missing_ok=True)  # left by an earlier process with our pid
-            file = os.open(path, _OPEN_FLAGS, 0o600)
             _hold(file)
             os.ftruncate(file, self._limit)
             _fill(file, 0, _STEP)
             mapping = mmap.mmap(file, self._limit)
-        except (OSError, ValueError) as error:
-            self._complain("metrics file (numbers are kept in private memory)", error)
-            if file is not None:
-                os.close(file)
-                path.unlink(missing_ok=True)
-            return None
+        except BaseException:
+            os.close(file)
+            path.unlink(missing_ok=True)
+            raise
         self._file, self.path, self._reserved = file, path, _STEP
         return mapping
 
@@ -212,16 +230,21 @@ class Store:
         inherited, self._file, self.path, self._reserved = self._file, None, None, 0
         if inherited is not None:
             os.close(inherited)  # else we would keep the parent's lock when it dies
-        self._open()
+        complaint = self._open()
+        header = self._map[:_HEADER_SIZE]
         try:
             self._reserve(self._used)
         except StoreFull as error:
-            self._complain("metrics file (numbers are kept in private memory)", error)
+            complaint = error
+            self.close()
             self._map = _anonymous(self._limit)
             self.cells = memoryview(self._map).cast("d")
+            self._map[:_HEADER_SIZE] = header
         self._map[_HEADER_SIZE : self._used] = records
         for first, count in self._spans:
             self.cells[first : first + count] = memoryview(bytes(8 * count)).cast("d")
+        if complaint is not None:
+            self._complain(_NO_FILE, complaint)
 
 
 def read_records(data: bytes) -> Iterator[Record]:
@@ -245,6 +268,19 @@ def read_records(data: bytes) -> Iterator[Record]:
             return
         yield Record(kind, key, struct.unpack_from(f"={count}d", data, first))
         at += size
+
+
+def _free_path(directory: Path) -> Path:
+    """A path for this process's file. Its other stores hold theirs; one that nobody holds was left
+    by an earlier process with our pid.
+    """
+    pid = os.getpid()
+    for number in itertools.count():
+        path = directory / (f"worker-{pid}-{number}" if number else f"worker-{pid}")
+        if not is_held(path):
+            path.unlink(missing_ok=True)
+            return path
+    raise AssertionError("unreachable")  # pragma: no cover
 
 
 def _anonymous(size: int) -> mmap.mmap:

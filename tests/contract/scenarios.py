@@ -150,9 +150,7 @@ SCENARIOS = (
     Scenario("serves bound methods", "/method", expected=Expected(200, body=b"method")),
     Scenario("serves class-based views", "/class", expected=Expected(200, body=b"class")),
     Scenario("answers 404", "/nowhere/1", expected=Expected(404, UNMATCHED)),
-    Scenario(
-        "answers 404 below a mount", "/tenants/t1/nothing", expected=Expected(404, UNMATCHED)
-    ),
+    Scenario("answers 404 below a mount", "/tenants/t1/nothing", expected=Expected(404, UNMATCHED)),
     Scenario("answers 405 under the route it refused", "/plain", "DELETE", expected=Expected(405)),
     Scenario(
         "counts unknown methods together",
@@ -222,8 +220,12 @@ SCENARIOS = (
         but={"django-async": {"logged": False}, "fastapi": {"size": 21}},
     ),
     Scenario("runs background work after the last byte", "/background", expected=Expected(200)),
-    Scenario("knows the id in handlers", "/ids", headers=(("X-Request-ID", "abc-1"),), tells_ids=True),
-    Scenario("knows the id in threads", "/thread", headers=(("X-Request-ID", "abc-2"),), tells_ids=True),
+    Scenario(
+        "knows the id in handlers", "/ids", headers=(("X-Request-ID", "abc-1"),), tells_ids=True
+    ),
+    Scenario(
+        "knows the id in threads", "/thread", headers=(("X-Request-ID", "abc-2"),), tells_ids=True
+    ),
     Scenario("writes bound fields", "/bound", expected=Expected(200)),
     Scenario("leaves an id header that the app sets alone", "/own-id", expected=Expected(200)),
     Scenario(

@@ -94,9 +94,7 @@ def level_of(status: int) -> str:
     return "ERROR" if status >= 500 else "WARNING" if status >= 400 else "INFO"
 
 
-def check_metrics(
-    scenario: Scenario, expected: Expected, samples: Samples, answer: Answer
-) -> None:
+def check_metrics(scenario: Scenario, expected: Expected, samples: Samples, answer: Answer) -> None:
     """Exactly one request in the metrics, nothing in progress, nothing else."""
     if not expected.logged and answer.status is None:
         assert of(samples, "http_requests_total") == {}

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from opsguard.testing import Answer, Request
 from tests.contract.harness import Samples, parse
-from tests.servers.client import Client
+from tests.servers.client import TIMEOUT, Client
 
-__all__ = ["SERVERS", "Pool", "Running", "Server", "free_port", "running", "until"]
+__all__ = ["SERVERS", "Pool", "Running", "Server", "free_port", "requests", "running", "until"]
 
 ROOT = Path(__file__).parents[2]
 """The folder above tests/: where it is in the checkout, or in the copy that nox makes."""
@@ -102,8 +102,8 @@ class Running:
         self._events = folder / "events"
         self._output = folder / "output"
 
-    def client(self) -> Client:
-        return Client(self.port)
+    def client(self, timeout: float = TIMEOUT) -> Client:
+        return Client(self.port, timeout)
 
     def ask(self, request: Request) -> Answer:
         """One request on a connection of its own."""
@@ -144,6 +144,13 @@ class Running:
             if ("endpoint", "/metrics") not in labels
         }
 
+    def still(self) -> tuple[int, Samples]:
+        """`mark` and `samples` at a moment when nothing goes on any more."""
+        while True:
+            mark, samples = self.mark(), self.samples()
+            if (mark, requests(samples)) == (self.mark(), requests(self.samples())):
+                return mark, samples
+
     def since(self, before: Samples) -> Samples:
         """How much our own samples have grown since `before`; those that have not are left out."""
         now = self.samples()
@@ -178,6 +185,11 @@ class Running:
         raise ConnectionError(f"{self.server.name} did not start\n{self.stop()[-2000:]}")
 
 
+def requests(samples: Samples) -> float:
+    """How many requests were counted in all."""
+    return sum(value for (name, _), value in samples.items() if name == "http_requests_total")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -210,6 +222,7 @@ def running(
     environment = {
         **inherited,
         "PYTHONPATH": path,
+        "HOME": str(folder),  # gunicorn keeps a socket there
         "CONTRACT_APP": app,
         "CONTRACT_SETTINGS": json.dumps(given),
         "CONTRACT_EVENTS": str(folder / "events"),

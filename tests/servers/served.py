@@ -10,14 +10,14 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
 from opsguard import OpsGuard
-from tests.contract.apps.shop import Shop, declare
+from tests.contract.apps.shop import Boom, Shop, declare
 from tests.contract.harness import MODULES, maker
 
 
@@ -127,6 +127,41 @@ def blocking(shop: Shop, ops: OpsGuard) -> Any:
     return opsguard_asgi.install(app, ops)
 
 
+LATE = [("Content-Type", "text/plain"), ("Content-Length", "5")]
+
+
+def late_wsgi(shop: Shop, ops: OpsGuard) -> Any:
+    """It announces an answer whose body fails before its first byte."""
+    import opsguard_wsgi
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", list(LATE))
+        return late_body()
+
+    return opsguard_wsgi.install(app, ops, endpoint=lambda environ: "/late")
+
+
+def late_flask(shop: Shop, ops: OpsGuard) -> Any:
+    """The same in Flask."""
+    from flask import Flask, Response
+
+    import opsguard_flask
+
+    app = Flask("late")
+    opsguard_flask.install(app, ops)
+
+    @app.get("/late")
+    def late() -> Response:
+        return Response(late_body(), headers=LATE)
+
+    return app
+
+
+def late_body() -> Iterator[bytes]:
+    raise Boom("late")
+    yield b"never"
+
+
 def living(shop: Shop, ops: OpsGuard) -> Any:
     """A FastAPI app that tells of its lifespan, in a log line and beside it."""
     from fastapi import FastAPI
@@ -161,6 +196,8 @@ OTHERS: dict[str, Callable[[Shop, Any], Any]] = {
     "django-outside": django_guarded_outside_wsgi,
     "asgi-blocking": blocking,
     "fastapi-living": living,
+    "wsgi-late": late_wsgi,
+    "flask-late": late_flask,
 }
 
 

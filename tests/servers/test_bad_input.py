@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from opsguard.testing import Answer, Request
 from tests.contract.harness import Samples
 from tests.contract.scenarios import ADAPTERS, ASGI
 from tests.servers.client import encode
-from tests.servers.processes import SERVERS, Pool, Running, running, until
+from tests.servers.processes import SERVERS, Pool, Running, requests, running, until
 
 pytestmark = pytest.mark.servers
 
@@ -34,40 +33,42 @@ HOST = b"Host: testserver\r\n"
 
 
 def sent(running: Running, data: bytes) -> Answer:
-    """What comes back for these bytes, followed by the end of what the client has to say."""
-    with running.client() as client:
+    """What comes back for these bytes, if anything does."""
+    with running.client(timeout=1.0) as client:
         client.send(data)
-        client.finish()
         return client.answer()
 
 
 def check(running: Running, mark: int, before: Samples, answer: Answer) -> None:
     """As `check_harmless`, and what we logged agrees with what the client got: no 5xx."""
     assert answer.status is None or answer.status < 500, answer
-    lines = check_harmless(running, mark, before)
-    if lines and answer.status is not None:
+    ids = answer.header("x-request-id")
+    check_harmless(running, mark, before)
+    lines = [line for line in running.access(mark) if line["request_id"] in ids]
+    assert len(lines) == len(ids) <= 1
+    if ids:
+        assert SOUND_ID.fullmatch(ids[0])
         assert lines[0]["status_code"] == answer.status
-        assert answer.header("x-request-id") == [lines[0]["request_id"]]
-        assert SOUND_ID.fullmatch(lines[0]["request_id"])
 
 
-def check_harmless(running: Running, mark: int, before: Samples) -> list[dict[str, Any]]:
-    """The server lives, we have no fault, nothing is in progress, at most one line was written
-    (which is returned), and as many requests were counted.
+def check_harmless(running: Running, mark: int, before: Samples) -> None:
+    """The server lives, we have no fault, nothing is in progress, and there are as many lines as
+    requests.
     """
     alive = running.get("/plain", X_Request_ID="alive")
     assert alive.status == 200
     assert alive.header("x-request-id") == ["alive"]
-    until(lambda: [line for line in running.access(mark) if line["request_id"] == "alive"])
-    lines = [line for line in running.access(mark) if line["request_id"] != "alive"]
-    assert len(lines) <= 1, lines
+
+    def is_settled() -> bool:
+        """Servers with threads may be done with the second request before the first."""
+        grown = running.since(before)
+        assert len(running.access(mark)) == requests(grown) in (1, 2)
+        assert not [key for key in grown if key[0].endswith("in_progress")]
+        assert not [key for key in grown if key[0].startswith("opsguard_")]
+        return True
+
+    until(is_settled)
     assert [line for line in running.lines(mark) if line["logger"] == "opsguard"] == []
-    grown = running.since(before)
-    assert not [key for key in grown if key[0].startswith("opsguard_")]
-    assert not [key for key in grown if key[0].endswith("in_progress")]
-    requests = [value for (name, _), value in grown.items() if name == "http_requests_total"]
-    assert sum(requests) == len(lines) + 1
-    return lines
 
 
 METHODS = {
@@ -89,7 +90,7 @@ METHODS = {
 def test_methods(server: str, app: str, method: bytes, pool: Pool) -> None:
     """Whatever a method is, it is no label of its own."""
     running = pool.get(server, app)
-    mark, before = running.mark(), running.samples()
+    mark, before = running.still()
     check(running, mark, before, sent(running, method + b" /plain HTTP/1.1\r\n" + HOST + b"\r\n"))
     known = {"GET", "CONNECT", "_OTHER"}
     labels = [dict(labels) for name, labels in running.since(before) if name.startswith("http_")]
@@ -122,7 +123,7 @@ LEFT_OVER = {b"a\nX-Evil: 1": "a", b"a\rX-Evil: 1": "a"}
 def test_ids(server: str, app: str, header: bytes, value: bytes, pool: Pool) -> None:
     """An unsound id is replaced by one of ours, in header and line."""
     running = pool.get(server, app)
-    mark, before = running.mark(), running.samples()
+    mark, before = running.still()
     value = value.replace(b"X-Request-ID", header)
     head = b"GET /ids HTTP/1.1\r\n" + HOST
     answer = sent(running, head + header + b": " + value + b"\r\n\r\n")
@@ -160,7 +161,7 @@ PATHS = {
 def test_paths(server: str, app: str, path: bytes, pool: Pool) -> None:
     """A path is never a label, and one line of JSON at most."""
     running = pool.get(server, app)
-    mark, before = running.mark(), running.samples()
+    mark, before = running.still()
     check(running, mark, before, sent(running, encode(Request("/"), target=path or b" ")))
     endpoints = {dict(labels).get("endpoint") for _, labels in running.since(before)}
     assert endpoints <= {"/plain", "/items/{id}", "<unmatched>"}
@@ -184,11 +185,11 @@ def test_bodies(server: str, app: str, rest: bytes, pool: Pool) -> None:
     while the app still reads, with a 501 for one; with others the app's read fails.
     """
     running = pool.get(server, app)
-    mark, before = running.mark(), running.samples()
+    mark, before = running.still()
     answer = sent(running, b"POST /upload HTTP/1.1\r\n" + HOST + rest)
-    lines = check_harmless(running, mark, before)
-    for id in answer.header("x-request-id"):
-        assert [line["request_id"] for line in lines] == [id]
+    check_harmless(running, mark, before)
+    told = [line["request_id"] for line in running.access(mark)]
+    assert set(answer.header("x-request-id")) <= set(told)
 
 
 # The client's address -----------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_behind_trusted_proxies_the_line_has_the_client(
 
 def test_ten_thousand_entries_do_no_harm(behind_proxies: Running) -> None:
     """Most servers refuse a header of 90 KB; one that does not must not make us fail."""
-    mark, before = behind_proxies.mark(), behind_proxies.samples()
+    mark, before = behind_proxies.still()
     forwarded = ", ".join(["6.6.6.6"] * 10_000)
     answer = behind_proxies.get("/plain", X_Forwarded_For=forwarded)
     check(behind_proxies, mark, before, answer)

@@ -92,7 +92,7 @@ class _Handled(Exception):
     """An exception that the app answers for."""
 
 
-class sync_inner_middleware:  # noqa: N801 - named like the functions that Django's docs show
+class sync_inner_middleware:
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
@@ -106,7 +106,7 @@ class sync_inner_middleware:  # noqa: N801 - named like the functions that Djang
         return text("handled", 409) if isinstance(error, _Handled) else None
 
 
-class async_inner_middleware(sync_inner_middleware):  # noqa: N801
+class async_inner_middleware(sync_inner_middleware):
     sync_capable = False
     async_capable = True
 

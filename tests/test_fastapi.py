@@ -1,0 +1,796 @@
+"""opsguard in FastAPI and Starlette: every way to declare a route, and the conventions of both."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import pytest
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, WebSocket
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.requests import Request
+from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocketDisconnect
+
+from opsguard import Exchange, InstallError, OpsGuard, Response
+from opsguard_fastapi import install
+from tests.contract.harness import Samples, parse
+
+TEAPOT = Response(418, (("Content-Length", "2"),), b"no")
+
+
+class Boom(Exception):
+    pass
+
+
+class Eyes:
+    """What an OpsGuard recorded."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.log = folder / "log"
+        self.ops = OpsGuard(
+            "s",
+            logging={"file": str(self.log)},
+            metrics={"directory": str(folder)},
+            **settings,
+        )
+
+    def lines(self) -> list[dict[str, Any]]:
+        self.ops.runtime().sink.flush()
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in map(json.loads, lines) if line["logger"] == "opsguard.access"]
+
+    def endpoints(self) -> list[str]:
+        return [line["endpoint"] for line in self.lines()]
+
+    def samples(self) -> Samples:
+        return parse("".join([text for _, text in self.ops.metrics.expose(False)]))
+
+    def total(self, name: str, **labels: str) -> float:
+        wanted = set(labels.items())
+        found = self.samples().items()
+        return sum([v for (sample, has), v in found if sample == name and wanted <= has])
+
+
+@pytest.fixture
+def eyes(tmp_path: Path) -> Eyes:
+    return Eyes(tmp_path)
+
+
+@pytest.fixture
+def entered(eyes: Eyes) -> list[tuple[str | None, object]]:
+    """Template and handler of each route that was entered."""
+    seen: list[tuple[str | None, object]] = []
+    eyes.ops.at_route(lambda exchange: seen.append((exchange.endpoint, exchange.marked)))
+    return seen
+
+
+async def text(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("text")
+
+
+async def handler() -> str:
+    return "handler"
+
+
+# --- installing
+
+
+def test_install_returns_the_opsguard_and_keeps_it_in_the_state(eyes: Eyes) -> None:
+    app = FastAPI()
+    assert install(app, eyes.ops) is eyes.ops
+    assert app.state.opsguard is eyes.ops
+
+
+def test_without_an_opsguard_one_is_made() -> None:
+    app = Starlette()
+    made = install(app)
+    assert isinstance(made, OpsGuard)
+    assert app.state.opsguard is made
+
+
+def test_installing_the_same_twice_counts_once(eyes: Eyes) -> None:
+    app = FastAPI()
+    app.get("/a")(handler)
+    install(app, eyes.ops)
+    install(app, eyes.ops)
+    assert TestClient(app).get("/a").status_code == 200
+    assert eyes.total("http_requests_total") == 1.0
+
+
+def test_another_opsguard_is_refused(eyes: Eyes) -> None:
+    app = FastAPI()
+    install(app, eyes.ops)
+    with pytest.raises(InstallError, match="guarded by another OpsGuard already"):
+        install(app, OpsGuard())
+
+
+def test_an_app_that_serves_already_is_refused(eyes: Eyes) -> None:
+    app = FastAPI()
+    TestClient(app).get("/")
+    with pytest.raises(InstallError, match="before the app serves its first request"):
+        install(app, eyes.ops)
+
+
+def test_one_opsguard_on_two_apps_counts_them_together(eyes: Eyes) -> None:
+    for _ in range(2):
+        app = FastAPI()
+        app.get("/a")(handler)
+        install(app, eyes.ops)
+        TestClient(app).get("/a")
+    assert eyes.total("http_requests_total", endpoint="/a") == 2.0
+
+
+@pytest.mark.parametrize(
+    ("title", "service"), [("FastAPI", None), ("Shop API", "Shop API")], ids=["default", "own"]
+)
+def test_the_apps_title_names_the_service_unless_it_is_the_default(
+    title: str, service: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    ops = OpsGuard()
+    install(FastAPI(title=title, version="9.9"), ops)
+    assert ops.settings.service == service or (service is None and ops.settings.service != title)
+    assert ops.settings.version == "9.9"
+
+
+# --- the test client
+
+
+@pytest.mark.parametrize("lifespan", [True, False], ids=["with lifespan", "without"])
+def test_the_test_client_works_with_and_without_lifespan(lifespan: bool, eyes: Eyes) -> None:
+    told: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def span(app: FastAPI) -> AsyncIterator[None]:
+        told.append("up")
+        yield
+        told.append("down")
+
+    app = FastAPI(lifespan=span)
+    app.get("/a")(handler)
+    install(app, eyes.ops)
+    client = TestClient(app)
+    with client if lifespan else contextlib.nullcontext():
+        for _ in range(2):
+            assert client.get("/a").json() == "handler"
+        assert 'endpoint="/a"' in client.get("/metrics").text
+    assert told == (["up", "down"] if lifespan else [])
+    assert eyes.total("http_requests_total", endpoint="/a") == 2.0
+
+
+def test_the_test_client_raises_the_apps_exception_once_counted(eyes: Eyes) -> None:
+    app = FastAPI()
+
+    @app.get("/boom")
+    async def boom() -> None:
+        raise Boom
+
+    install(app, eyes.ops)
+    with pytest.raises(Boom):
+        TestClient(app).get("/boom")
+    quiet = TestClient(app, raise_server_exceptions=False).get("/boom")
+    assert (quiet.status_code, quiet.text) == (500, "Internal Server Error")
+    assert len(quiet.headers.get_list("x-request-id")) == 1
+    assert eyes.total("http_errors_total", error_type="Boom", endpoint="/boom") == 2.0
+
+
+# --- routes: the label is the whole template
+
+
+def direct(app: FastAPI) -> str:
+    app.get("/items/{id:int}")(lambda id: id)
+    return "/items/7"
+
+
+def included(app: FastAPI) -> str:
+    router = APIRouter(prefix="/users")
+    router.get("/{id}")(lambda id: id)
+    app.include_router(router, prefix="/api")
+    return "/api/users/7"
+
+
+def nested(app: FastAPI) -> str:
+    inner, middle = APIRouter(), APIRouter(prefix="/v{version}")
+    inner.get("/items/{id}")(lambda version, tenant, id: id)
+    middle.include_router(inner, prefix="/t/{tenant}")
+    app.include_router(middle)
+    return "/v1/t/acme/items/7"
+
+
+def twice(app: FastAPI) -> str:
+    """One router under two prefixes: each request has the template of its own path."""
+    router = APIRouter()
+    router.get("/{id}")(lambda id: id)
+    app.include_router(router, prefix="/one")
+    app.include_router(router, prefix="/two")
+    return "/two/7"
+
+
+def grown(app: FastAPI) -> str:
+    """A route that its router got after it was included."""
+    router = APIRouter()
+    app.include_router(router, prefix="/grown")
+    router.get("/{id}")(lambda id: id)
+    return "/grown/7"
+
+
+def plain(app: FastAPI) -> str:
+    app.add_route("/plain/{id}", text)
+    return "/plain/7"
+
+
+def of_a_class(app: FastAPI) -> str:
+    class View(HTTPEndpoint):
+        async def get(self, request: Request) -> PlainTextResponse:
+            return PlainTextResponse("class")
+
+    app.add_route("/class/{id}", View)
+    return "/class/7"
+
+
+def plain_in_a_router(app: FastAPI) -> str:
+    router = APIRouter()
+    router.add_route("/plain/{id}", text)
+    app.include_router(router, prefix="/in")
+    return "/in/plain/7"
+
+
+def below_a_mount(app: FastAPI) -> str:
+    app.mount("/m/{tenant}", Starlette(routes=[Route("/items/{id}", text)]))
+    return "/m/acme/items/7"
+
+
+def below_two_mounts(app: FastAPI) -> str:
+    inner = Router([Route("/items/{id}", text)])
+    app.mount("/outer/{a}", Router([Mount("/inner/{b}", app=inner)]))
+    return "/outer/1/inner/2/items/3"
+
+
+def below_a_wrapped_mount(app: FastAPI) -> str:
+    """Middleware around the mounted app hides its routes no longer than its attribute `app`."""
+
+    class Middleware:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
+
+    app.mount("/w", Middleware(Starlette(routes=[Route("/items/{id}", text)])))
+    return "/w/items/7"
+
+
+def a_mounted_app_without_routes(app: FastAPI) -> str:
+    async def raw(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("raw")(scope, receive, send)
+
+    app.mount("/raw", raw)
+    return "/raw/any/thing"
+
+
+def a_sub_application(app: FastAPI) -> str:
+    sub = FastAPI()
+    sub.get("/items/{id}")(lambda id: id)
+    app.mount("/sub", sub)
+    return "/sub/items/7"
+
+
+def in_a_router_of_a_sub_application(app: FastAPI) -> str:
+    sub, router = FastAPI(), APIRouter(prefix="/users")
+    router.get("/{id}")(lambda id: id)
+    sub.include_router(router, prefix="/api")
+    app.mount("/sub/{tenant}", sub)
+    return "/sub/acme/api/users/7"
+
+
+def for_one_host(app: FastAPI) -> str:
+    app.router.routes.append(Host("testserver", Router([Route("/host/{id}", text)])))
+    return "/host/7"
+
+
+ROUTES = {
+    direct: "/items/{id}",
+    included: "/api/users/{id}",
+    nested: "/v{version}/t/{tenant}/items/{id}",
+    twice: "/two/{id}",
+    grown: "/grown/{id}",
+    plain: "/plain/{id}",
+    of_a_class: "/class/{id}",
+    plain_in_a_router: "/in/plain/{id}",
+    below_a_mount: "/m/{tenant}/items/{id}",
+    below_two_mounts: "/outer/{a}/inner/{b}/items/{id}",
+    below_a_wrapped_mount: "/w/items/{id}",
+    a_mounted_app_without_routes: "/raw/{path}",
+    a_sub_application: "/sub/items/{id}",
+    in_a_router_of_a_sub_application: "/sub/{tenant}/api/users/{id}",
+    for_one_host: "/host/{id}",
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("declare", ROUTES, ids=lambda declare: declare.__name__)
+def test_a_route_is_entered_under_its_whole_template(
+    declare: Callable[[FastAPI], str], when: str, eyes: Eyes, entered: list[Any]
+) -> None:
+    """Whether it was declared before install or after."""
+    app = FastAPI()
+    if when == "before":
+        path = declare(app)
+        install(app, eyes.ops)
+    else:
+        install(app, eyes.ops)
+        path = declare(app)
+    for _ in range(2):
+        assert TestClient(app).get(path).status_code == 200
+    template = ROUTES[declare]
+    assert [endpoint for endpoint, _ in entered] == [template] * 2
+    assert eyes.endpoints() == [template] * 2
+    assert eyes.total("http_requests_total", endpoint=template, status="200") == 2.0
+    assert eyes.total("http_requests_in_progress") == 0.0
+
+
+@pytest.mark.parametrize("declare", ROUTES, ids=lambda declare: declare.__name__)
+def test_a_route_added_while_serving_is_named_at_once_and_entered_from_the_second_request_on(
+    declare: Callable[[FastAPI], str], eyes: Eyes, entered: list[Any]
+) -> None:
+    app = FastAPI()
+    app.get("/first")(handler)
+    install(app, eyes.ops)
+    client = TestClient(app)
+    client.get("/first")
+    entered.clear()
+    path = declare(app)
+    for _ in range(2):
+        assert client.get(path).status_code == 200
+    template = ROUTES[declare]
+    assert eyes.endpoints()[1:] == [template] * 2
+    assert [endpoint for endpoint, _ in entered][-1:] == [template]
+
+
+def test_the_handler_is_known_at_the_route(eyes: Eyes, entered: list[Any]) -> None:
+    router = APIRouter()
+    router.get("/b")(handler)
+    app = FastAPI()
+    app.get("/a")(handler)
+    app.add_route("/c", text)
+    app.include_router(router, prefix="/r")
+    install(app, eyes.ops)
+    for path in ("/a", "/r/b", "/c"):
+        TestClient(app).get(path)
+    assert entered == [("/a", handler), ("/r/b", handler), ("/c", text)]
+
+
+def test_static_files_are_one_route(eyes: Eyes, tmp_path: Path) -> None:
+    (tmp_path / "static").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "static" / name).write_text(name)
+    app = FastAPI()
+    app.mount("/static", StaticFiles(directory=tmp_path / "static"), name="static")
+    install(app, eyes.ops)
+    client = TestClient(app)
+    statuses = [client.get(f"/static/{n}").status_code for n in ("a.txt", "b.txt", "c.txt")]
+    assert statuses == [200, 200, 404]
+    assert eyes.endpoints() == ["/static/{path}"] * 3
+
+
+@pytest.mark.skipif(not hasattr(FastAPI, "frontend"), reason="needs FastAPI.frontend")
+def test_a_frontend_is_one_route_behind_the_others(eyes: Eyes, tmp_path: Path) -> None:
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "index.html").write_text("<p>hello</p>")
+    (tmp_path / "dist" / "app.js").write_text("1")
+    app = FastAPI()
+    app.get("/api")(handler)
+    app.frontend("/", directory=tmp_path / "dist")
+    install(app, eyes.ops)
+    client = TestClient(app)
+    for path in ("/app.js", "/", "/api"):
+        assert client.get(path).status_code == 200
+    first, second, third = eyes.endpoints()
+    assert first == second != "<unmatched>"
+    assert "app.js" not in first
+    assert third == "/api"
+
+
+def test_the_documentation_has_routes_of_its_own(eyes: Eyes) -> None:
+    app = FastAPI()
+    install(app, eyes.ops)
+    for path in ("/docs", "/openapi.json", "/redoc"):
+        assert TestClient(app).get(path).status_code == 200
+    assert eyes.endpoints() == ["/docs", "/openapi.json", "/redoc"]
+
+
+def test_the_openapi_document_is_the_same_as_without_us(eyes: Eyes) -> None:
+    def make() -> FastAPI:
+        app = FastAPI()
+        included(app)
+        direct(app)
+        return app
+
+    guarded = make()
+    install(guarded, eyes.ops)
+    assert TestClient(guarded).get("/openapi.json").json() == make().openapi()
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/sub/nothing", "/api/users/7/nothing"])
+def test_unmatched_paths_are_one_series(path: str, eyes: Eyes, entered: list[Any]) -> None:
+    app = FastAPI()
+    included(app)
+    a_sub_application(app)
+    install(app, eyes.ops)
+    assert TestClient(app).get(path).status_code == 404
+    assert eyes.endpoints() == ["<unmatched>"]
+    assert entered == []
+
+
+def test_a_refused_method_keeps_the_template_and_enters_nothing(
+    eyes: Eyes, entered: list[Any]
+) -> None:
+    app = FastAPI()
+    paths = [declare(app) for declare in (included, plain, below_a_mount, a_sub_application)]
+    install(app, eyes.ops)
+    for path in paths:
+        assert TestClient(app).delete(path).status_code == 405
+    assert eyes.endpoints() == [
+        ROUTES[declare] for declare in (included, plain, below_a_mount, a_sub_application)
+    ]
+    assert entered == []
+
+
+def test_a_method_that_another_route_of_the_path_takes_is_entered_there(
+    eyes: Eyes, entered: list[Any]
+) -> None:
+    async def create() -> str:
+        return "created"
+
+    app = FastAPI()
+    app.get("/items")(handler)
+    app.post("/items")(create)
+    install(app, eyes.ops)
+    assert TestClient(app).post("/items").json() == "created"
+    assert entered == [("/items", create)]
+
+
+def test_a_redirect_to_the_path_with_a_slash_is_unmatched_and_its_target_is_not(
+    eyes: Eyes,
+) -> None:
+    app = FastAPI()
+    app.get("/items/")(handler)
+    install(app, eyes.ops)
+    assert TestClient(app).get("/items").status_code == 200
+    assert [line["status_code"] for line in eyes.lines()] == [307, 200]
+    assert eyes.endpoints() == ["<unmatched>", "/items/"]
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["the same OpsGuard", "one of its own"])
+def test_a_sub_application_with_its_own_install_counts_once(
+    separate: bool, eyes: Eyes, entered: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    other = Eyes(tmp_path / "sub") if separate else eyes
+    app, sub = FastAPI(), FastAPI()
+    sub.get("/items/{id}")(lambda id: id)
+    install(sub, other.ops)
+    app.mount("/sub/{tenant}", sub)
+    install(app, eyes.ops)
+    for _ in range(2):
+        response = TestClient(app).get("/sub/acme/items/7")
+        assert response.json() == "7"
+        assert len(response.headers.get_list("x-request-id")) == 1
+    assert eyes.endpoints() == ["/sub/{tenant}/items/{id}"] * 2
+    assert eyes.total("http_requests_total") == 2.0
+    assert len(entered) == 2
+    TestClient(sub).get("/items/7")
+    assert other.endpoints()[-1] == "/items/{id}"
+
+
+def test_one_router_in_two_guarded_apps_reports_to_the_app_that_serves(tmp_path: Path) -> None:
+    router = APIRouter()
+    router.get("/{id}")(lambda id: id)
+    pairs = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        found, app = Eyes(tmp_path / name), FastAPI()
+        app.include_router(router, prefix=f"/{name}")
+        install(app, found.ops)
+        pairs.append((found, TestClient(app)))
+    for (_, client), name in zip(pairs, ("one", "two"), strict=True):
+        assert client.get(f"/{name}/7").status_code == 200
+    assert [found.endpoints() for found, _ in pairs] == [["/one/{id}"], ["/two/{id}"]]
+
+
+def test_a_route_that_was_hooked_still_serves_without_us(eyes: Eyes) -> None:
+    """Its hook finds no exchange: the mounted app is served by itself."""
+    sub = FastAPI()
+    sub.get("/items/{id}")(lambda id: id)
+    app = FastAPI()
+    app.mount("/sub", sub)
+    install(app, eyes.ops)
+    TestClient(app).get("/sub/items/7")
+    assert TestClient(sub).get("/items/8").json() == "8"
+    assert len(eyes.lines()) == 1
+
+
+# --- refusing at the route
+
+
+def refusing(eyes: Eyes) -> None:
+    @eyes.ops.at_route
+    def refuse(exchange: Exchange) -> Response | None:
+        return TEAPOT
+
+
+@pytest.mark.parametrize("declare", ROUTES, ids=lambda declare: declare.__name__)
+def test_every_kind_of_route_can_be_refused_before_anything_runs(
+    declare: Callable[[FastAPI], str], eyes: Eyes
+) -> None:
+    def dependency() -> None:
+        pytest.fail("a dependency ran")
+
+    refusing(eyes)
+    app = FastAPI(dependencies=[Depends(dependency)])
+    path = declare(app)
+    install(app, eyes.ops)
+    response = TestClient(app).get(path)
+    assert (response.status_code, response.content) == (418, b"no")
+    assert len(response.headers.get_list("x-request-id")) == 1
+
+
+def test_a_refusal_goes_out_through_the_apps_own_middleware(eyes: Eyes) -> None:
+    refusing(eyes)
+    app = FastAPI()
+    app.get("/a")(handler)
+
+    @app.middleware("http")
+    async def mark(request: Request, call_next: Any) -> Any:
+        response = await call_next(request)
+        response.headers["x-mark"] = "seen"
+        return response
+
+    install(app, eyes.ops)
+    response = TestClient(app).get("/a")
+    assert (response.status_code, response.headers["x-mark"]) == (418, "seen")
+
+
+# --- exceptions
+
+
+def test_exception_handlers_of_the_app_are_kept(eyes: Eyes) -> None:
+    app = FastAPI()
+
+    @app.exception_handler(Boom)
+    async def on_boom(request: Request, error: Boom) -> JSONResponse:
+        return JSONResponse({"mine": True}, 409)
+
+    @app.exception_handler(Exception)
+    async def on_any(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"any": True}, 500)
+
+    @app.get("/boom")
+    async def boom() -> None:
+        raise Boom
+
+    @app.get("/any")
+    async def other() -> None:
+        raise LookupError
+
+    @app.get("/http")
+    async def http() -> None:
+        raise HTTPException(403, "no")
+
+    @app.get("/validated")
+    async def validated(number: int) -> None:
+        return None
+
+    install(app, eyes.ops)
+    client = TestClient(app, raise_server_exceptions=False)
+    answers = [client.get(path) for path in ("/boom", "/any", "/http", "/validated?number=x")]
+    assert [a.status_code for a in answers] == [409, 500, 403, 422]
+    assert [answers[0].json(), answers[1].json(), answers[2].json()] == [
+        {"mine": True},
+        {"any": True},
+        {"detail": "no"},
+    ]
+    assert answers[3].json()["detail"][0]["loc"] == ["query", "number"]
+    assert all(len(answer.headers.get_list("x-request-id")) == 1 for answer in answers)
+    assert eyes.total("http_errors_total") == 1.0
+    assert eyes.total("http_errors_total", error_type="LookupError", endpoint="/any") == 1.0
+
+
+def test_an_exception_of_a_background_task_is_counted_once(eyes: Eyes) -> None:
+    app = FastAPI()
+
+    def fail() -> None:
+        raise Boom
+
+    @app.get("/a")
+    async def serve(tasks: fastapi.BackgroundTasks) -> str:
+        tasks.add_task(fail)
+        return "soon"
+
+    install(app, eyes.ops)
+    assert TestClient(app, raise_server_exceptions=False).get("/a").json() == "soon"
+    assert eyes.total("http_requests_total", status="200") == 1.0
+    assert eyes.total("http_errors_total", error_type="Boom") == 1.0
+
+
+# --- websockets
+
+
+@pytest.fixture
+def sockets(eyes: Eyes) -> FastAPI:
+    app, router = FastAPI(), APIRouter(prefix="/rooms")
+
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept(headers=[(b"x-a", b"1")])
+        eyes.ops.bind(tenant_id="t-1")
+        try:
+            while True:
+                await websocket.send_text(f"{eyes.ops.request_id} {await websocket.receive_text()}")
+        except WebSocketDisconnect:
+            return
+
+    router.websocket("/{room}")(echo)
+    app.websocket("/ws/{id}")(echo)
+    app.include_router(router)
+    app.mount("/m/{tenant}", Starlette(routes=[WebSocketRoute("/ws/{id}", echo)]))
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [
+        pytest.param("/ws/7", "/ws/{id}", id="direct"),
+        pytest.param("/rooms/7", "/rooms/{room}", id="included"),
+        pytest.param("/m/acme/ws/7", "/m/{tenant}/ws/{id}", id="mounted"),
+    ],
+)
+def test_a_websocket_has_ids_metrics_and_one_line(
+    path: str, endpoint: str, eyes: Eyes, sockets: FastAPI
+) -> None:
+    install(sockets, eyes.ops)
+    with TestClient(sockets).websocket_connect(path, headers={"X-Request-ID": "w-1"}) as socket:
+        accepted = dict(socket.extra_headers)
+        assert (accepted[b"x-request-id"], accepted[b"x-a"]) == (b"w-1", b"1")
+        socket.send_text("hey")
+        assert socket.receive_text() == "w-1 hey"
+        assert eyes.total("websocket_connections_in_progress", endpoint=endpoint) == 1.0
+    assert eyes.total("websocket_connections_in_progress") == 0.0
+    assert eyes.total("websocket_connections_total", endpoint=endpoint) == 1.0
+    (line,) = eyes.lines()
+    assert (line["endpoint"], line["status_code"], line["tenant_id"]) == (endpoint, 101, "t-1")
+    assert line["request_id"] == "w-1"
+
+
+@pytest.mark.parametrize("where", ["at_edge", "at_route"])
+@pytest.mark.parametrize("path", ["/ws/7", "/rooms/7", "/m/acme/ws/7"])
+def test_a_refused_websocket_never_reaches_its_handler(
+    where: str, path: str, eyes: Eyes, sockets: FastAPI
+) -> None:
+    getattr(eyes.ops, where)(lambda exchange: TEAPOT)
+    install(sockets, eyes.ops)
+    client = TestClient(sockets)
+    with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect(path):
+        pytest.fail("it was accepted")
+    assert closed.value.code == 1008
+    assert [line["status_code"] for line in eyes.lines()] == [403]
+    assert eyes.total("websocket_connections_total") == 0.0
+
+
+def test_an_unmatched_websocket_is_403(eyes: Eyes, sockets: FastAPI) -> None:
+    install(sockets, eyes.ops)
+    client = TestClient(sockets)
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/nothing"):
+        pytest.fail("it was accepted")
+    (line,) = eyes.lines()
+    assert (line["endpoint"], line["status_code"]) == ("<unmatched>", 403)
+
+
+# --- Starlette alone
+
+
+def test_a_starlette_app_is_guarded_just_so(eyes: Eyes, entered: list[Any]) -> None:
+    async def boom(request: Request) -> PlainTextResponse:
+        raise Boom
+
+    app = Starlette(
+        routes=[
+            Route("/items/{id:int}", text),
+            Route("/boom", boom),
+            Mount("/m/{a}", routes=[Route("/b/{c}", text)]),
+        ]
+    )
+    install(app, eyes.ops)
+    client = TestClient(app, raise_server_exceptions=False)
+    for path in ("/items/7", "/boom", "/m/1/b/2", "/nothing"):
+        client.get(path)
+    assert eyes.endpoints() == ["/items/{id}", "/boom", "/m/{a}/b/{c}", "<unmatched>"]
+    assert [endpoint for endpoint, _ in entered] == ["/items/{id}", "/boom", "/m/{a}/b/{c}"]
+    assert eyes.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_a_starlette_route_added_while_serving_is_named_at_once(
+    eyes: Eyes, entered: list[Any]
+) -> None:
+    app = Starlette()
+    install(app, eyes.ops)
+    client = TestClient(app)
+    client.get("/")
+    app.add_route("/late/{id}", text)
+    for _ in range(2):
+        assert client.get("/late/7").status_code == 200
+    assert eyes.endpoints() == ["<unmatched>", "/late/{id}", "/late/{id}"]
+    assert [endpoint for endpoint, _ in entered][-1:] == ["/late/{id}"]
+
+
+def test_without_fastapi_routes_are_taken_as_starlette_has_them(
+    eyes: Eyes, entered: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "fastapi.routing", None)
+    app = Starlette(routes=[Route("/items/{id}", text)])
+    install(app, eyes.ops)
+    assert TestClient(app).get("/items/7").status_code == 200
+    assert [endpoint for endpoint, _ in entered] == ["/items/{id}"]
+
+
+# --- what we rely on and FastAPI does not promise
+
+
+def test_the_private_names_of_fastapi_that_we_rely_on_are_there() -> None:
+    """When this fails, read `opsguard_fastapi.routes` beside FastAPI's routing module."""
+    if tuple(map(int, fastapi.__version__.split(".")[:2])) < (0, 137):
+        pytest.skip("this FastAPI copies included routes itself")
+    from fastapi import routing
+
+    router = APIRouter()
+    router.get("/{id}")(handler)
+    app = FastAPI()
+    app.include_router(router, prefix="/api")
+    contexts = list(routing.iter_route_contexts(app.router.routes))
+    assert all(hasattr(context, "original_route") for context in contexts)
+    assert all(hasattr(context, "_effective_route") for context in contexts)
+    if hasattr(FastAPI, "frontend"):
+        assert hasattr(app.router, "_low_priority_routes")
+    seen: list[Any] = []
+
+    @app.get("/scope")
+    async def scope_of(request: Request) -> None:
+        seen.append(request.scope)
+
+    @router.get("/in/{id}")
+    async def inside(request: Request, id: str) -> None:
+        seen.append(request.scope)
+
+    TestClient(app).get("/api/in/7")
+    context = seen[0]["fastapi"]["effective_route_context"]
+    assert context.path_format == "/api/in/{id}"
+    assert context.original_route is seen[0]["route"]
+
+
+def test_starlette_calls_handle_of_the_route_it_chose() -> None:
+    """Our hook is an attribute `handle` of the route itself."""
+    assert list(inspect.signature(Route.handle).parameters) == ["self", "scope", "receive", "send"]
+    app = Starlette(routes=[Route("/a", text)])
+    called: list[str] = []
+    route: Any = app.router.routes[0]
+    handle = route.handle
+
+    def watched(scope: Any, receive: Any, send: Any) -> Any:
+        called.append(scope["path"])
+        return handle(scope, receive, send)
+
+    route.handle = watched
+    TestClient(app).get("/a")
+    assert called == ["/a"]

@@ -1,0 +1,510 @@
+"""opsguard in Flask: its conventions, its ways to declare a rule, its ways to fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Blueprint, Flask, abort, current_app, request, stream_with_context
+from flask import Response as FlaskResponse
+from flask.testing import FlaskClient
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
+
+import opsguard_wsgi
+from opsguard import Exchange, InstallError, OpsGuard, Response, SettingsError
+from opsguard.context import current
+from opsguard_flask import init_app, install
+from opsguard_flask.templates import template
+from tests.contract.harness import Samples, parse
+
+TEAPOT = Response(418, (("Content-Type", "text/plain"), ("Content-Length", "2")), b"no")
+
+
+class Boom(Exception):
+    pass
+
+
+class Eyes:
+    """What an OpsGuard recorded."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.log = folder / "log"
+        self.ops = OpsGuard(
+            "s",
+            logging={"file": str(self.log)},
+            metrics={"directory": str(folder)},
+            **settings,
+        )
+
+    def lines(self) -> list[dict[str, Any]]:
+        self.ops.runtime().sink.flush()
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in map(json.loads, lines) if line["logger"] == "opsguard.access"]
+
+    def endpoints(self) -> list[str]:
+        return [line["endpoint"] for line in self.lines()]
+
+    def samples(self) -> Samples:
+        return parse("".join([text for _, text in self.ops.metrics.expose(False)]))
+
+    def total(self, name: str, **labels: str) -> float:
+        wanted = set(labels.items())
+        found = self.samples().items()
+        return sum([v for (sample, has), v in found if sample == name and wanted <= has])
+
+
+@pytest.fixture
+def eyes(tmp_path: Path) -> Eyes:
+    return Eyes(tmp_path)
+
+
+@pytest.fixture
+def entered(eyes: Eyes) -> list[tuple[str | None, object]]:
+    """Template and view of each rule that was entered."""
+    seen: list[tuple[str | None, object]] = []
+    eyes.ops.at_route(lambda exchange: seen.append((exchange.endpoint, exchange.marked)))
+    return seen
+
+
+def view(**values: Any) -> str:
+    return "view"
+
+
+def boom() -> str:
+    raise Boom("boom")
+
+
+class Buffered(FlaskClient):
+    """Reads and closes each answer, as servers do."""
+
+    def open(self, *args: Any, buffered: bool = True, **kwargs: Any) -> Any:
+        return super().open(*args, buffered=buffered, **kwargs)
+
+
+def buffered(app: Flask) -> FlaskClient:
+    app.test_client_class = Buffered
+    return app.test_client()
+
+
+def an_app(eyes: Eyes) -> Flask:
+    """A guarded app; /boom fails."""
+    app = Flask("shop")
+    install(app, eyes.ops)
+    app.add_url_rule("/boom", view_func=boom)
+    return app
+
+
+# --- installing
+
+
+def test_install_returns_the_opsguard_and_keeps_it_as_an_extension(eyes: Eyes) -> None:
+    app = Flask("shop")
+    assert install(app, eyes.ops) is eyes.ops
+    assert app.extensions["opsguard"] is eyes.ops
+    assert init_app is install
+
+
+def test_the_factory_pattern_serves_several_apps_by_one_opsguard(eyes: Eyes) -> None:
+    def create_app() -> Flask:
+        app = Flask("shop")
+        init_app(app, eyes.ops)
+        app.add_url_rule("/a", view_func=view)
+        return app
+
+    for _ in range(2):
+        assert buffered(create_app()).get("/a").text == "view"
+    assert eyes.total("http_requests_total", endpoint="/a") == 2.0
+
+
+def test_settings_come_from_the_apps_config(tmp_path: Path) -> None:
+    app = Flask("shop")
+    app.config["OPSGUARD"] = {"service": "configured", "ids": {"request_header": "X-Mine"}}
+    app.add_url_rule("/a", view_func=view)
+    ops = install(app)
+    assert ops.settings.service == "configured"
+    assert len(buffered(app).get("/a").headers.getlist("x-mine")) == 1
+
+
+def test_wrong_settings_stop_the_install() -> None:
+    app = Flask("shop")
+    app.config["OPSGUARD"] = {"metrics": {"path": 7}}
+    with pytest.raises(SettingsError, match=r"metrics\.path"):
+        install(app)
+    assert "opsguard" not in app.extensions
+
+
+@pytest.mark.parametrize(("name", "service"), [("shop", "shop"), ("__main__", None)])
+def test_the_apps_name_names_the_service(
+    name: str, service: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    ops = install(Flask(name, root_path=str(tmp_path)))
+    assert ops.settings.service != "__main__"
+    assert service in (None, ops.settings.service)
+
+
+def test_installing_the_same_twice_counts_once(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    install(app, eyes.ops)
+    buffered(app).get("/nothing")
+    assert eyes.total("http_requests_total") == 1.0
+
+
+def test_another_opsguard_is_refused(eyes: Eyes) -> None:
+    with pytest.raises(InstallError, match="guarded by another OpsGuard already"):
+        install(an_app(eyes), OpsGuard())
+
+
+def test_inside_of_a_guarded_wsgi_app_it_counts_once_and_still_names_the_rule(
+    eyes: Eyes,
+) -> None:
+    app = an_app(eyes)
+    app.add_url_rule("/items/<id>", view_func=view)
+    client: Client = Client(opsguard_wsgi.install(app, eyes.ops))
+    assert client.get("/items/7", buffered=True).status_code == 200
+    assert eyes.endpoints() == ["/items/{id}"]
+    assert eyes.total("http_requests_total") == 1.0
+
+
+# --- rules
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("/", "/"),
+        ("/items/<id>", "/items/{id}"),
+        ("/items/<int:id>", "/items/{id}"),
+        ("/items/<string(length=2):code>", "/items/{code}"),
+        ("/items/<any(a, b):kind>/<uuid:id>", "/items/{kind}/{id}"),
+        ("/files/<path:name>", "/files/{name}"),
+        ("/a/<x>.<y>", "/a/{x}.{y}"),
+        ('/r/<regex("[a-z]+(x)?"):z>', "/r/{z}"),
+        ("/braces/{x}", "/braces/{x}"),
+    ],
+)
+def test_a_rule_has_the_common_form(rule: str, expected: str) -> None:
+    assert template(rule) == expected
+
+
+def test_nested_blueprints_give_the_whole_template(eyes: Eyes, entered: list[Any]) -> None:
+    inner, outer = Blueprint("inner", __name__, url_prefix="/users"), Blueprint("outer", __name__)
+    inner.add_url_rule("/<int:id>", view_func=view)
+    outer.register_blueprint(inner, url_prefix="/v1/users")
+    app = an_app(eyes)
+    app.register_blueprint(outer, url_prefix="/<tenant>/api")
+    buffered(app).get("/acme/api/v1/users/7")
+    assert entered == [("/{tenant}/api/v1/users/{id}", view)]
+    assert eyes.endpoints() == ["/{tenant}/api/v1/users/{id}"]
+
+
+def test_rules_declared_before_install_count_too(eyes: Eyes, entered: list[Any]) -> None:
+    app = Flask("shop")
+    app.add_url_rule("/a", view_func=view)
+    install(app, eyes.ops)
+    buffered(app).get("/a")
+    assert entered == [("/a", view)]
+
+
+def test_static_files_are_one_rule(eyes: Eyes, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    app = Flask("shop", static_folder=str(tmp_path), static_url_path="/static")
+    install(app, eyes.ops)
+    with buffered(app).get("/static/a.txt") as found:
+        assert found.status_code == 200
+    buffered(app).get("/static/missing.txt")
+    assert eyes.endpoints() == ["/static/{filename}"] * 2
+
+
+def test_unmatched_paths_are_one_series(eyes: Eyes, entered: list[Any]) -> None:
+    client = buffered(an_app(eyes))
+    for number in range(5):
+        assert client.get(f"/{number}").status_code == 404
+    assert set(eyes.endpoints()) == {"<unmatched>"}
+    assert eyes.total("http_requests_total", endpoint="<unmatched>", status="404") == 5.0
+    assert entered == []
+
+
+def test_a_404_of_a_view_keeps_its_template(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    app.add_url_rule("/items/<id>", view_func=lambda id: abort(404))
+    assert buffered(app).get("/items/7").status_code == 404
+    assert eyes.endpoints() == ["/items/{id}"]
+
+
+def test_a_redirect_to_the_path_with_a_slash_is_flasks_own(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    app.add_url_rule("/items/", view_func=view)
+    response = buffered(app).get("/items")
+    assert (response.status_code, response.location) == (308, "http://localhost/items/")
+    assert eyes.endpoints() == ["<unmatched>"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "path"),
+    [
+        pytest.param("/items/<int:id>", "/items/7", id="plain"),
+        pytest.param("/items/", "/items/", id="with a slash"),
+        pytest.param("/items/", "/items", id="without the slash it should have"),
+        pytest.param("/x/<path:p>/", "/x/a//b", id="with slashes to merge"),
+    ],
+)
+def test_a_refused_method_keeps_the_template_and_the_answer_is_flasks_own(
+    rule: str, path: str, eyes: Eyes, entered: list[Any]
+) -> None:
+    bare, app = Flask("shop"), an_app(eyes)
+    for each in (bare, app):
+        each.add_url_rule(rule, view_func=view, methods=["POST"])
+    plain, guarded = (buffered(each).delete(path) for each in (bare, app))
+    assert guarded.status_code == plain.status_code
+    assert guarded.data == plain.data
+    assert guarded.headers.get("Allow") == plain.headers.get("Allow")
+    assert entered == []
+    if plain.status_code == 405:
+        assert eyes.endpoints() == [template(rule)]
+    assert eyes.total("opsguard_internal_errors_total") == 0.0
+
+
+def test_a_rule_of_another_host_does_not_name_a_refused_method(eyes: Eyes) -> None:
+    app = Flask("shop", host_matching=True, static_host="localhost")
+    install(app, eyes.ops)
+    app.add_url_rule("/a/<id>", host="localhost", view_func=view, methods=["POST"])
+    assert buffered(app).get("/a/7").status_code == 405
+    assert buffered(app).get("/a/7", base_url="http://other/").status_code == 404
+    assert eyes.endpoints() == ["/a/{id}", "<unmatched>"]
+
+
+@pytest.mark.parametrize("nested", ["same", "other", "none"])
+def test_apps_behind_a_dispatcher_are_named_with_their_mount(
+    nested: str, eyes: Eyes, tmp_path: Path
+) -> None:
+    """The edge stands outside of the dispatcher, which moves the mount into SCRIPT_NAME."""
+    (tmp_path / "admin").mkdir()
+    app, admin = Flask("shop"), Flask("admin")
+    for each in (app, admin):
+        each.add_url_rule("/users/<id>", view_func=view)
+    app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/admin": admin})  # type: ignore[method-assign]
+    install(app, eyes.ops)
+    other = Eyes(tmp_path / "admin")
+    if nested != "none":
+        install(admin, eyes.ops if nested == "same" else other.ops)
+    client = buffered(app)
+    assert client.get("/users/7").status_code == client.get("/admin/users/7").status_code == 200
+    inner = "<unmatched>" if nested == "none" else "/admin/users/{id}"
+    assert eyes.endpoints() == ["/users/{id}", inner]
+    assert [line["path"] for line in eyes.lines()] == ["/users/7", "/admin/users/7"]
+    assert eyes.total("http_requests_total") == 2.0
+    assert other.ops.installed is (nested == "other")
+
+
+def test_a_dispatcher_around_guarded_apps_leaves_each_its_own(eyes: Eyes, tmp_path: Path) -> None:
+    (tmp_path / "admin").mkdir()
+    other = Eyes(tmp_path / "admin")
+    app, admin = an_app(eyes), an_app(other)
+    for each in (app, admin):
+        each.add_url_rule("/users/<id>", view_func=view)
+    client: Client = Client(DispatcherMiddleware(app, {"/admin": admin}))
+    client.get("/users/7", buffered=True)
+    client.get("/admin/users/7", buffered=True)
+    client.get("/admin/metrics", buffered=True)
+    assert eyes.endpoints() == ["/users/{id}"]
+    assert [line["path"] for line in other.lines()] == ["/admin/users/7"]
+
+
+# --- the route hook
+
+
+def test_a_refusal_comes_before_the_apps_own_functions_and_goes_through_its_last_ones(
+    eyes: Eyes,
+) -> None:
+    eyes.ops.at_route(lambda exchange: TEAPOT)
+    app = Flask("shop")
+    called: list[str] = []
+
+    @app.before_request
+    def before() -> None:
+        called.append("before")
+
+    @app.after_request
+    def after(response: Any) -> Any:
+        called.append("after")
+        return response
+
+    app.add_url_rule("/a", view_func=lambda: called.append("view"))
+    install(app, eyes.ops)
+    response = buffered(app).get("/a")
+    assert (response.status_code, response.data) == (418, b"no")
+    assert called == ["after"]
+
+
+def test_the_view_is_known_at_the_route_also_when_it_was_replaced(
+    eyes: Eyes, entered: list[Any]
+) -> None:
+    def other() -> str:
+        return "other"
+
+    app = an_app(eyes)
+    app.add_url_rule("/a", endpoint="named", view_func=view)
+    app.view_functions["named"] = other
+    assert buffered(app).get("/a").text == "other"
+    assert entered == [("/a", other)]
+
+
+def test_a_hook_outside_of_an_edge_does_nothing(eyes: Eyes, entered: list[Any]) -> None:
+    """`app.test_request_context` and full_dispatch_request go past the edge."""
+    app = an_app(eyes)
+    app.add_url_rule("/a", view_func=view)
+    with app.test_request_context("/a"):
+        assert app.full_dispatch_request().status_code == 200
+    assert entered == []
+    with app.test_request_context("/boom"):
+        assert app.handle_exception(Boom()).status_code == 500
+    assert eyes.samples() == {}
+
+
+@pytest.mark.skipif(find_spec("asgiref") is None, reason="needs asgiref")
+def test_async_views_have_the_context(eyes: Eyes, entered: list[Any]) -> None:
+    app = an_app(eyes)
+
+    @app.get("/a/<id>")
+    async def serve(id: str) -> str:
+        eyes.ops.bind(tenant_id=id)
+        return eyes.ops.request_id or ""
+
+    response = buffered(app).get("/a/7", headers={"X-Request-ID": "r-1"})
+    assert response.text == "r-1"
+    assert eyes.lines()[0]["tenant_id"] == "7"
+    assert entered[0][0] == "/a/{id}"
+
+
+# --- exceptions
+
+
+def test_an_exception_is_answered_by_flask_and_counted_once(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    response = buffered(app).get("/boom")
+    assert response.status_code == 500
+    assert b"Internal Server Error" in response.data
+    assert len(response.headers.getlist("x-request-id")) == 1
+    assert eyes.total("http_errors_total") == 1.0
+    assert eyes.total("http_errors_total", error_type="Boom", endpoint="/boom") == 1.0
+
+
+@pytest.mark.parametrize("option", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
+def test_an_exception_that_flask_lets_through_is_raised_by_the_call_and_counted_once(
+    option: str, eyes: Eyes
+) -> None:
+    """Tests say ``with pytest.raises(Boom): client.get("/boom")``, debuggers wait for it."""
+    app = an_app(eyes)
+    app.config[option] = True
+    with pytest.raises(Boom):
+        app.test_client().get("/boom")
+    assert eyes.total("http_errors_total") == 1.0
+    assert eyes.total("http_errors_total", error_type="Boom", endpoint="/boom") == 1.0
+    assert eyes.total("http_requests_total", endpoint="/boom", status="500") == 1.0
+    assert eyes.total("http_requests_in_progress") == 0.0
+    assert current.get() is None
+
+
+def test_an_exception_that_the_app_handles_is_none(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    app.register_error_handler(Boom, lambda error: ("handled", 409))
+    response = buffered(app).get("/boom")
+    assert (response.status_code, response.text) == (409, "handled")
+    assert eyes.total("http_errors_total") == 0.0
+
+
+def test_an_exception_of_a_before_request_function_is_counted_under_the_rule(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    app.add_url_rule("/a", view_func=view)
+
+    @app.before_request
+    def fail() -> None:
+        raise Boom
+
+    assert buffered(app).get("/a").status_code == 500
+    assert eyes.total("http_errors_total", error_type="Boom", endpoint="/a") == 1.0
+
+
+def test_exceptions_of_another_app_are_not_ours(eyes: Eyes) -> None:
+    an_app(eyes)
+    unguarded = Flask("other")
+    unguarded.add_url_rule("/boom", view_func=boom)
+    assert buffered(unguarded).get("/boom").status_code == 500
+    assert eyes.samples() == {}
+
+
+def test_an_aborted_view_is_no_exception(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    app.add_url_rule("/a", view_func=lambda: abort(503))
+    assert buffered(app).get("/a").status_code == 503
+    assert eyes.total("http_errors_total", error_type="503") == 1.0
+    assert eyes.total("http_errors_total") == 1.0
+
+
+# --- streams
+
+
+def stream(told: list[str]) -> Any:
+    def serve() -> FlaskResponse:
+        def parts() -> Iterator[str]:
+            try:
+                for number in range(100):
+                    yield f"{number} {current_app.name} {request.path}\n"
+            finally:
+                told.append("closed")
+
+        return FlaskResponse(stream_with_context(parts()))
+
+    return serve
+
+
+def test_a_stream_closed_early_by_the_test_client_is_499(eyes: Eyes) -> None:
+    told: list[str] = []
+    app = an_app(eyes)
+    app.add_url_rule("/stream", view_func=stream(told))
+    response = app.test_client().get("/stream")
+    assert next(response.iter_encoded()) == b"0 shop /stream\n"
+    assert eyes.total("http_requests_in_progress", endpoint="/stream") == 1.0
+    response.close()
+    assert told == ["closed"]
+    assert [line["status_code"] for line in eyes.lines()] == [499]
+    assert eyes.total("http_requests_in_progress") == 0.0
+
+
+def test_a_stream_read_to_its_end_is_whole(eyes: Eyes) -> None:
+    app = an_app(eyes)
+    app.add_url_rule("/stream", view_func=stream([]))
+    with buffered(app).get("/stream") as response:
+        size = len(response.data)
+    (line,) = eyes.lines()
+    assert (line["status_code"], line["size"]) == (200, size)
+
+
+def test_an_edge_step_sees_requests_that_no_rule_matches(eyes: Eyes) -> None:
+    seen: list[str] = []
+
+    @eyes.ops.at_edge
+    def watch(exchange: Exchange) -> None:
+        seen.append(exchange.path)
+
+    buffered(an_app(eyes)).get("/nothing")
+    assert seen == ["/nothing"]
+
+
+def test_click_commands_run_without_a_request(eyes: Eyes) -> None:
+    app = an_app(eyes)
+
+    @app.cli.command("job")
+    def job() -> None:
+        eyes.ops.bind(tenant_id="t")
+        eyes.ops.logger("job").info("done")
+
+    result = app.test_cli_runner().invoke(args=["job"])
+    assert result.exit_code == 0, result.output

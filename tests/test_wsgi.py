@@ -1,0 +1,613 @@
+"""The WSGI edge against servers and apps of every kind: bodies stay what they are, close once."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.util import FileWrapper
+
+import pytest
+
+import opsguard_wsgi
+from opsguard import Exchange, OpsGuard, Response
+from opsguard.context import current
+from opsguard.testing import Request, call_wsgi
+from opsguard_wsgi import KEY
+from opsguard_wsgi.edge import CountedInput, status_line
+from tests.contract.harness import Samples, parse
+
+App = Callable[[Any, Any], Any]
+TEXT = [("Content-Type", "text/plain")]
+
+
+class Boom(Exception):
+    pass
+
+
+class Server:
+    """A server's side, by the letter of PEP 3333; `fails_at` is the chunk it can't send."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.fails_at = fails_at
+        self.starts: list[tuple[str, list[tuple[str, str]], Any]] = []
+        self.sent: list[bytes] = []
+        self.body: Any = None
+        self.error: BaseException | None = None
+
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
+        assert not self.starts or exc_info
+        if exc_info and self.sent:
+            raise exc_info[1]
+        self.starts.append((status, headers, exc_info))
+        return self.sent.append
+
+    def run(self, app: App, environ: dict[str, Any] | None = None) -> Server:
+        environ = environ if environ is not None else environ_of()
+        try:
+            self.body = app(environ, self.start_response)
+            try:
+                for number, chunk in enumerate(self.body):
+                    if number == self.fails_at:
+                        raise BrokenPipeError("the client left")
+                    self.sent.append(chunk)
+            finally:
+                if hasattr(self.body, "close"):
+                    self.body.close()
+        except (Exception, SystemExit) as error:
+            self.error = error
+        assert current.get() is None
+        return self
+
+    @property
+    def status(self) -> str:
+        return self.starts[-1][0]
+
+    def header(self, name: str) -> list[str]:
+        return [v for n, v in self.starts[-1][1] if n.lower() == name]
+
+
+def environ_of(path: str = "/a", method: str = "GET", **values: Any) -> dict[str, Any]:
+    return {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "SCRIPT_NAME": "",
+        "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.input": io.BytesIO(),
+        **values,
+    }
+
+
+class Guarded:
+    def __init__(self, folder: Path, app: App, *, ops: OpsGuard | None = None) -> None:
+        self.log = folder / "log"
+        self.ops = ops or made(folder)
+        self.app = opsguard_wsgi.install(app, self.ops, endpoint=lambda environ: "/a")
+
+    def run(self, environ: dict[str, Any] | None = None, fails_at: int | None = None) -> Server:
+        return Server(fails_at).run(self.app, environ)
+
+    def line(self) -> dict[str, Any]:
+        self.ops.runtime().sink.flush()
+        lines = map(json.loads, self.log.read_text().splitlines())
+        (found,) = [line for line in lines if line["logger"] == "opsguard.access"]
+        return found
+
+    def samples(self) -> Samples:
+        return parse("".join([text for _, text in self.ops.metrics.expose(False)]))
+
+    def total(self, name: str, **labels: str) -> float:
+        wanted = set(labels.items())
+        found = self.samples().items()
+        return sum([v for (sample, has), v in found if sample == name and wanted <= has])
+
+
+def made(folder: Path, **settings: Any) -> OpsGuard:
+    return OpsGuard(
+        "s", logging={"file": str(folder / "log")}, metrics={"directory": str(folder)}, **settings
+    )
+
+
+def answering(body: Any, headers: Any = TEXT, status: str = "200 OK") -> App:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response(status, list(headers))
+        return body
+
+    return app
+
+
+class Parts:
+    """An iterable that knows how often it was begun and closed, and raises at chunk `fails_at`."""
+
+    def __init__(self, *chunks: bytes, fails_at: int | None = None) -> None:
+        self.chunks = chunks
+        self.fails_at = fails_at
+        self.begun = 0
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.begun += 1
+        for number, chunk in enumerate(self.chunks):
+            if number == self.fails_at:
+                raise Boom
+            yield chunk
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+# --- bodies
+
+
+@pytest.mark.parametrize("body", [[b"ab", b"c"], (b"abc",), []], ids=["list", "tuple", "empty"])
+def test_a_body_that_is_whole_goes_on_as_it_is(body: Any, tmp_path: Path) -> None:
+    """A server may take its length and send it at once."""
+    guarded = Guarded(tmp_path, answering(body))
+    server = guarded.run()
+    assert server.body is body
+    assert guarded.line()["size"] == len(b"".join(body))
+    assert guarded.line()["status_code"] == 200
+
+
+def test_an_iterable_is_begun_once_and_closed_once(tmp_path: Path) -> None:
+    parts = Parts(b"1", b"22", b"333")
+    guarded = Guarded(tmp_path, answering(parts))
+    server = guarded.run()
+    assert server.sent == [b"1", b"22", b"333"]
+    assert (parts.begun, parts.closed) == (1, 1)
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 6)
+
+
+def test_chunks_are_passed_on_one_by_one(tmp_path: Path) -> None:
+    made_so_far: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for number in range(3):
+            made_so_far.append(number)
+            yield b"x"
+
+    guarded = Guarded(tmp_path, answering(chunks()))
+    body = iter(guarded.app(environ_of(), Server().start_response))
+    for number in range(3):
+        next(body)
+        assert made_so_far == list(range(number + 1))
+
+
+def test_a_client_that_leaves_is_499_and_the_iterable_is_closed_once(tmp_path: Path) -> None:
+    parts = Parts(b"1", b"2", b"3")
+    guarded = Guarded(tmp_path, answering(parts))
+    server = guarded.run(fails_at=1)
+    assert isinstance(server.error, BrokenPipeError)
+    assert parts.closed == 1
+    assert guarded.line()["status_code"] == 499
+    assert guarded.total("http_errors_total") == 0.0
+    assert guarded.total("http_requests_in_progress") == 0.0
+
+
+def test_a_generator_is_told_when_the_client_leaves(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def chunks() -> Iterator[bytes]:
+        try:
+            yield b"1"
+            yield b"2"
+        finally:
+            told.append("closed")
+
+    Guarded(tmp_path, answering(chunks())).run(fails_at=1)
+    assert told == ["closed"]
+
+
+def test_a_close_that_raises_is_the_apps_and_the_request_is_recorded(tmp_path: Path) -> None:
+    class Sticky(Parts):
+        def close(self) -> None:
+            raise Boom
+
+    guarded = Guarded(tmp_path, answering(Sticky(b"1")))
+    server = guarded.run()
+    assert isinstance(server.error, Boom)
+    assert guarded.line()["status_code"] == 200
+    assert guarded.total("http_requests_in_progress") == 0.0
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for", "not asked for"])
+def test_a_head_request_is_complete_whether_its_body_is_asked_for_or_not(
+    asked: bool, tmp_path: Path
+) -> None:
+    parts = Parts(b"body")
+    guarded = Guarded(tmp_path, answering(parts))
+    body = guarded.app(environ_of(method="HEAD"), Server().start_response)
+    if asked:
+        assert list(body) == [b"body"]
+    body.close()  # type: ignore[attr-defined]
+    assert guarded.line()["status_code"] == 200
+    assert parts.closed == 1
+
+
+# --- exceptions
+
+
+def raising(environ: Any, start_response: Any) -> Any:
+    raise Boom("in the app")
+
+
+def raising_in_the_first_chunk(environ: Any, start_response: Any) -> Iterator[bytes]:
+    raise Boom("in the first chunk")
+    yield b""
+
+
+def raising_after_start(environ: Any, start_response: Any) -> Any:
+    start_response("200 OK", list(TEXT))
+    raise Boom("after the start")
+
+
+def raising_in_iter(environ: Any, start_response: Any) -> Any:
+    class Broken:
+        def __iter__(self) -> Iterator[bytes]:
+            raise Boom("in iter")
+
+    start_response("200 OK", list(TEXT))
+    return Broken()
+
+
+@pytest.mark.parametrize(
+    "app",
+    [raising, raising_in_the_first_chunk, raising_after_start, raising_in_iter],
+    ids=lambda app: app.__name__.replace("_", " "),
+)
+def test_an_exception_before_the_first_byte_is_answered_then_passed_on(
+    app: App, tmp_path: Path
+) -> None:
+    guarded = Guarded(tmp_path, app)
+    server = guarded.run(environ_of(HTTP_X_REQUEST_ID="r-1"))
+    assert isinstance(server.error, Boom)
+    assert server.status == "500 Internal Server Error"
+    assert server.header("x-request-id") == ["r-1"]
+    assert json.loads(b"".join(server.sent))["request_id"] == "r-1"
+    assert (guarded.line()["status_code"], guarded.line()["request_id"]) == (500, "r-1")
+    assert guarded.total("http_errors_total") == 1.0
+    assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+    assert guarded.total("http_requests_in_progress") == 0.0
+
+
+def test_an_iterable_that_raises_in_its_first_chunk_is_closed_once(tmp_path: Path) -> None:
+    parts = Parts(b"1", fails_at=0)
+    server = Guarded(tmp_path, answering(parts)).run()
+    assert isinstance(server.error, Boom)
+    assert parts.closed == 1
+
+
+def test_an_exception_after_the_first_byte_is_passed_on_only(tmp_path: Path) -> None:
+    parts = Parts(b"1", b"2", b"3", fails_at=2)
+    guarded = Guarded(tmp_path, answering(parts))
+    server = guarded.run()
+    assert isinstance(server.error, Boom)
+    assert len(server.starts) == 1
+    assert server.sent == [b"1", b"2"]
+    assert parts.closed == 1
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 2)
+    assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_an_empty_first_chunk_is_not_the_first_byte_of_an_exception(tmp_path: Path) -> None:
+    """Servers send headers with the first byte; what follows is still one answer."""
+
+    def chunks() -> Iterator[bytes]:
+        yield b""
+        raise Boom
+
+    guarded = Guarded(tmp_path, answering(chunks()))
+    server = guarded.run()
+    assert isinstance(server.error, Boom)
+    assert guarded.total("http_errors_total") == 1.0
+
+
+def test_an_exception_after_write_is_passed_on_only(tmp_path: Path) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        write = start_response("200 OK", list(TEXT))
+        write(b"12345")
+        raise Boom
+
+    guarded = Guarded(tmp_path, app)
+    server = guarded.run()
+    assert isinstance(server.error, Boom)
+    assert len(server.starts) == 1
+    assert server.sent == [b"12345"]
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 5)
+    assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_written_and_returned_bytes_are_one_answer(tmp_path: Path) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        write = start_response("200 OK", list(TEXT))
+        write(b"12")
+        write(b"3")
+        return [b"45"]
+
+    guarded = Guarded(tmp_path, app)
+    assert b"".join(guarded.run().sent) == b"12345"
+    assert guarded.line()["size"] == 5
+
+
+@pytest.mark.parametrize("stop", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_is_no_exception_goes_to_the_server_and_is_recorded(
+    stop: type[BaseException], tmp_path: Path
+) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        raise stop
+
+    guarded = Guarded(tmp_path, app)
+    server = Server()
+    with pytest.raises(stop):
+        guarded.app(environ_of(), server.start_response)
+    assert server.starts == []
+    assert guarded.line()["status_code"] == 500
+    assert guarded.total("http_requests_in_progress") == 0.0
+    assert current.get() is None
+
+
+# --- start_response
+
+
+def test_a_restart_with_exc_info_reaches_the_server_and_the_last_status_counts(
+    tmp_path: Path,
+) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", list(TEXT))
+        try:
+            raise Boom
+        except Boom:
+            start_response("503 Service Unavailable", list(TEXT), sys.exc_info())
+        return [b"restarted"]
+
+    guarded = Guarded(tmp_path, app)
+    server = guarded.run()
+    assert [status for status, _, _ in server.starts] == ["200 OK", "503 Service Unavailable"]
+    assert server.starts[0][2] is None
+    assert server.starts[1][2][0] is Boom
+    assert len(server.header("x-request-id")) == 1
+    assert guarded.line()["status_code"] == 503
+
+
+def test_header_lists_that_the_app_uses_again_are_not_changed(tmp_path: Path) -> None:
+    headers = list(TEXT)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", headers)
+        return [b""]
+
+    guarded = Guarded(tmp_path, app)
+    for _ in range(2):
+        assert len(guarded.run().header("x-request-id")) == 1
+    assert headers == TEXT
+
+
+def test_the_servers_own_start_response_is_called_as_the_app_calls_it(tmp_path: Path) -> None:
+    """Some servers' own takes no third argument unless it is given."""
+    seen: list[Any] = []
+
+    def start_response(status: str, headers: Any) -> Any:
+        seen.append((status, type(headers), [type(pair) for pair in headers]))
+
+    Guarded(tmp_path, answering([b""])).app(environ_of(), start_response)
+    assert seen == [("200 OK", list, [tuple, tuple, tuple])]
+
+
+@pytest.mark.parametrize("name", ["X-Request-ID", "x-request-id", "X-REQUEST-ID"])
+def test_an_id_that_the_app_sets_is_left_and_the_other_added(name: str, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, answering([b""], [*TEXT, (name, "mine")]))
+    server = guarded.run()
+    assert server.header("x-request-id") == ["mine"]
+    assert len(server.header("x-correlation-id")) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [(200, "200 OK"), (404, "404 Not Found"), (299, "299 Unknown"), (799, "799 Unknown")],
+)
+def test_a_status_has_a_reason(status: int, line: str) -> None:
+    assert status_line(status) == line
+
+
+# --- files
+
+
+class Wrapper:
+    """A server's file wrapper as gunicorn has it: recognised by its type."""
+
+    def __init__(self, filelike: Any, blksize: int = 8192) -> None:
+        self.filelike = filelike
+        self.blksize = blksize
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self.filelike.read(self.blksize):
+            yield data
+
+    def close(self) -> None:
+        self.closed += 1
+        self.filelike.close()
+
+
+class Slotted(Wrapper):
+    """One that takes no attributes, like those of servers written in C."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "close":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+def wrapping(file: Any) -> App:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", list(TEXT))
+        return environ["wsgi.file_wrapper"](file)
+
+    return app
+
+
+def test_a_servers_file_wrapper_stays_itself_and_its_end_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 20_000)
+    file = path.open("rb")
+    file.seek(5_000)
+    guarded = Guarded(tmp_path, wrapping(file))
+    environ = environ_of(**{"wsgi.file_wrapper": Wrapper})
+    body: Any = guarded.app(environ, Server().start_response)
+    assert type(body) is Wrapper
+    assert guarded.total("http_requests_in_progress") == 1.0
+    body.close()  # sent by sendfile: it was never iterated
+    assert (body.closed, file.closed) == (1, True)
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 15_000)
+    assert guarded.total("http_requests_in_progress") == 0.0
+    assert current.get() is None
+
+
+def test_a_wrapper_that_takes_no_close_of_ours_is_iterated(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, wrapping(io.BytesIO(b"x" * 10_000)))
+    server = guarded.run(environ_of(**{"wsgi.file_wrapper": Slotted}))
+    assert b"".join(server.sent) == b"x" * 10_000
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 10_000)
+
+
+def test_a_file_without_a_descriptor_is_sent_all_the_same(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, wrapping(io.BytesIO(b"abc")))
+    server = guarded.run(environ_of(**{"wsgi.file_wrapper": Wrapper}))
+    assert server.sent == [b"abc"]
+    assert guarded.line()["status_code"] == 200
+
+
+def test_a_wrapper_without_close_is_recorded_at_its_end(tmp_path: Path) -> None:
+    class Closeless:
+        def __init__(self, filelike: Any) -> None:
+            self.filelike = filelike
+
+        def __iter__(self) -> Iterator[bytes]:
+            return iter(self.filelike)
+
+    guarded = Guarded(tmp_path, wrapping(io.BytesIO(b"abc")))
+    server = guarded.run(environ_of(**{"wsgi.file_wrapper": Closeless}))
+    assert server.sent == [b"abc"]
+    assert guarded.line()["status_code"] == 200
+
+
+def test_a_file_wrapper_that_is_a_function_is_no_type_to_look_for(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, wrapping(io.BytesIO(b"abc")))
+    server = guarded.run(environ_of(**{"wsgi.file_wrapper": lambda file: FileWrapper(file)}))
+    assert b"".join(server.sent) == b"abc"
+    assert guarded.line()["size"] == 3
+
+
+# --- the environ
+
+
+def test_a_reader_of_a_body_without_a_length_is_counted_however_it_reads(tmp_path: Path) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        source = environ["wsgi.input"]
+        assert source.read(3) == b"abc"
+        assert source.readline() == b"d\n"
+        assert source.readline(1) == b"e"
+        assert source.readlines() == [b"f\n", b"g\n"]
+        assert list(source) == []
+        assert source.read() == b""
+        assert source.seekable()
+        start_response("200 OK", list(TEXT))
+        return [b""]
+
+    guarded = Guarded(tmp_path, app)
+    data = io.BytesIO(b"abcd\nef\ng\n")
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": data}
+    assert guarded.run(environ_of(method="POST", **chunked)).error is None
+    assert guarded.total("http_request_size_bytes_sum") == 10.0
+
+
+def test_counted_lines_add_up(tmp_path: Path) -> None:
+    class Counted:
+        received = 0
+
+    counted: Any = Counted()
+    assert list(CountedInput(io.BytesIO(b"a\nbc\n"), counted)) == [b"a\n", b"bc\n"]
+    assert counted.received == 5
+
+
+def test_an_input_with_a_length_is_left_alone(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        seen.append(environ["wsgi.input"])
+        start_response("200 OK", list(TEXT))
+        return [b""]
+
+    source = io.BytesIO(b"abc")
+    guarded = Guarded(tmp_path, app)
+    guarded.run(environ_of(method="POST", CONTENT_LENGTH="3", **{"wsgi.input": source}))
+    assert seen == [source]
+    assert guarded.total("http_request_size_bytes_sum") == 3.0
+
+
+@pytest.mark.parametrize("missing", ["REMOTE_ADDR", "SCRIPT_NAME", "PATH_INFO"])
+def test_what_an_environ_may_leave_out_is_not_needed(missing: str, tmp_path: Path) -> None:
+    environ = environ_of()
+    del environ[missing]
+    guarded = Guarded(tmp_path, answering([b"ok"]))
+    server = guarded.run(environ)
+    assert (server.error, server.sent) == (None, [b"ok"])
+    line = guarded.line()
+    assert line["client"] == (None if missing == "REMOTE_ADDR" else "127.0.0.1")
+    assert line["path"] == ("" if missing == "PATH_INFO" else "/a")
+
+
+@pytest.mark.parametrize(
+    ("raw", "logged"),
+    [
+        pytest.param("/é".encode().decode("latin-1"), "/é", id="UTF-8"),
+        pytest.param("/\xff", "/\N{REPLACEMENT CHARACTER}", id="no UTF-8"),
+        pytest.param("/\0", "/\0", id="NUL"),
+        pytest.param("/\u2028", "/?", id="not latin-1, which no server may hand on"),
+    ],
+)
+def test_paths_are_logged_as_text(raw: str, logged: str, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, answering([b""]))
+    assert guarded.run(environ_of(raw, SCRIPT_NAME="/shop")).error is None
+    assert guarded.line()["path"] == f"/shop{logged}"
+
+
+def test_the_exchange_is_in_the_environ_for_whoever_asks(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        seen.append((environ[KEY], current.get()))
+        start_response("200 OK", list(TEXT))
+        return [b""]
+
+    Guarded(tmp_path, app).run()
+    assert isinstance(seen[0][0], Exchange)
+    assert seen[0][0] is seen[0][1]
+
+
+def test_the_context_lasts_until_the_body_is_closed(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", list(TEXT))
+        for _ in range(2):
+            exchange = current.get()
+            seen.append(exchange and exchange.request_id)
+            yield b"x"
+
+    Guarded(tmp_path, app).run(environ_of(HTTP_X_REQUEST_ID="r-1"))
+    assert seen == ["r-1", "r-1"]
+    assert current.get() is None
+
+
+def test_a_refusal_is_valid_wsgi(tmp_path: Path) -> None:
+    ops = made(tmp_path)
+    ops.at_edge(lambda exchange: Response(429, (*TEXT, ("Content-Length", "4")), b"slow"))
+    guarded = Guarded(tmp_path, raising, ops=ops)
+    answer = call_wsgi(guarded.app, Request("/a"))
+    assert (answer.status, answer.body, answer.error) == (429, b"slow", None)
