@@ -244,8 +244,7 @@ class Plan:
             if self._http is not None and error is not None:
                 self._http.error(exchange.method, endpoint, type(error).__name__)
             if self._log is not None:
-                self._log.queue.append(exchange)
-                self._log.drain()
+                self._log.write(exchange)
         except Exception as fault:
             self.failures.report("close", fault)
 

@@ -187,7 +187,7 @@ def _serve_wsgi(app: Any, request: Request) -> Answer:
         answer.headers = list(headers)
         return answer.chunks.append
 
-    body: Iterable[bytes] | None = None
+    body: Iterable[bytes] = ()
     try:
         body = (validator(app) if request.strict else app)(environ, start_response)
         _read(body, answer, request)

@@ -297,9 +297,11 @@ def test_an_answer_without_headers_gets_ours(tmp_path: Path) -> None:
     assert len(wire.header("x-request-id")) == 1
 
 
-def test_an_id_that_the_app_sets_is_left_and_the_other_added(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [list, tuple, iter], ids=["list", "tuple", "iterator"])
+def test_an_id_that_the_app_sets_is_left_and_the_other_added(form: Any, tmp_path: Path) -> None:
     wire = Wire()
-    Guarded(tmp_path, sending(start(200, [[b"x-request-id", b"mine"]]), body())).run(wire)
+    headers = form([[b"x-request-id", b"mine"]])
+    Guarded(tmp_path, sending(start(200, headers), body())).run(wire)
     assert wire.header("x-request-id") == ["mine"]
     assert len(wire.header("x-correlation-id")) == 1
 

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as text
 from prometheus_client.samples import Sample
 
 from opsguard.exceptions import DeclarationError
+from opsguard.exchange import Exchange
 from opsguard.metrics import Metrics
 from opsguard.metrics import store as store_module
 from opsguard.metrics.exposition import Exposition
@@ -560,13 +561,24 @@ def http(**options: Any) -> tuple[Metrics, HttpMetrics]:
     return metrics, HttpMetrics(metrics, Options(**options))
 
 
+def ended(method: str = "GET", endpoint: str = "/a", status: int = 200, **values: Any) -> Exchange:
+    """A request that took 0.1 s to its first and last byte."""
+    exchange = Exchange()
+    given = {"ended": 0.1, "first_byte": 0.1, "received": 0, "sent": 0, "started": 0.0, **values}
+    for name, value in given.items():
+        setattr(exchange, name, value)
+    exchange.method, exchange.endpoint, exchange.status = method, endpoint, status
+    exchange.series = None
+    return exchange
+
+
 def recorded(**options: Any) -> tuple[set[str], set[str]]:
     """Names of families and of labels after one failed upload and a websocket."""
     metrics, counted = http(**options)
-    series = counted.series("GET", "/a")
-    counted.begin_with()(series)
-    counted.finish_with()(series, 500, 0.2, 0.1, 10, 20, True)
-    counted.error(series, "Boom")
+    exchange = ended(status=500, received=10, sent=20)
+    counted.begin_with()(exchange)
+    counted.record_with()(exchange)
+    counted.error("GET", "/a", "Boom")
     counted.socket_opened("/ws")
     counted.socket_closed("/ws")
     families = parsed(metrics, False)
@@ -614,14 +626,14 @@ def test_every_label_name_can_be_changed() -> None:
 @FORMS
 def test_a_requests_counter_renamed_to_no_total_is_untyped_under_that_name(form: bool) -> None:
     metrics, counted = http(names={"http_requests_total": "http_requests"})
-    counted.finish_with()(counted.series("GET", "/"), 200, 0.1, 0.1, 0, 0, False)
+    counted.record_with()(ended())
     types = {family.name: family.type for family in parsed(metrics, form)}
     assert types["http_requests"] == "unknown"
 
 
 def test_the_opentelemetry_schema_has_its_names_and_labels() -> None:
     metrics, counted = http(schema="otel")
-    counted.finish_with()(counted.series("GET", "/items/{id}"), 404, 0.1, 0.1, 5, 6, False)
+    counted.record_with()(ended(endpoint="/items/{id}", status=404, received=5, sent=6))
     found = samples(metrics)
     route = (("http_request_method", "GET"), ("http_route", "/items/{id}"))
     by_status = (route[0], ("http_response_status_code", "404"), route[1])
@@ -645,11 +657,11 @@ def test_names_by_settings_win_over_the_schema() -> None:
 def test_a_request_is_recorded_in_all_its_series(gil: bool) -> None:
     metrics = made(gil=gil)
     counted = HttpMetrics(metrics, Options(buckets=(0.1, 1.0)))
-    begin, finish = counted.begin_with(), counted.finish_with()
-    series = counted.series("POST", "/a")
-    begin(series)
-    begin(series)
-    finish(series, 201, 0.5, 0.05, 150, 2_000, True)
+    begin = counted.begin_with()
+    begin(ended("POST"))
+    exchange = ended("POST", "/a", 201, ended=0.5, first_byte=0.05, received=150, sent=2_000)
+    begin(exchange)
+    counted.record_with()(exchange)
     found = samples(metrics)
     route = (("endpoint", "/a"), ("method", "POST"))
     assert found["http_requests_total", (*route, ("status", "201"))] == 1.0
@@ -669,25 +681,30 @@ def test_a_request_is_recorded_in_all_its_series(gil: bool) -> None:
 
 def test_unknown_methods_are_one_series() -> None:
     metrics, counted = http()
-    finish = counted.finish_with()
+    begin, record = counted.begin_with(), counted.record_with()
     for method in ("BOGUS", "get", "", "X" * 8_192):
-        finish(counted.series(method, "/"), 405, 0.1, 0.1, 0, 0, False)
+        exchange = ended(method, "/", 405)
+        begin(exchange)
+        record(exchange)
+        record(ended(method, "/", 405))
+        counted.error(method, "/", "Boom")
+    errors = (("endpoint", "/"), ("error_type", "Boom"), ("method", "_OTHER"))
+    assert samples(metrics)["http_errors_total", errors] == 4.0
     labels = (("endpoint", "/"), ("method", "_OTHER"), ("status", "405"))
-    assert samples(metrics)["http_requests_total", labels] == 4.0
+    assert samples(metrics)["http_requests_total", labels] == 8.0
 
 
 def test_routes_and_statuses_beyond_the_limits_are_not_kept() -> None:
     """Whatever an app makes of its templates and statuses, memory is bounded and no request lost."""
     metrics = made(limit=3)
     counted = HttpMetrics(metrics, Options())
-    finish = counted.finish_with()
+    record = counted.record_with()
     for number in range(10):
-        finish(counted.series("GET", f"/{number}"), 200, 0.1, 0.1, 0, 0, False)
-    one = counted.series("GET", "/0")
+        record(ended("GET", f"/{number}"))
     for status in range(2_000):
-        finish(one, status, 0.1, 0.1, 0, 0, False)
+        record(ended("GET", "/0", status))
     assert len(counted.routes) == 3
-    assert len(one.outcomes) <= 1_000
+    assert len(counted.series("GET", "/0").outcomes) <= 1_000
     totals = {k: v for k, v in samples(metrics).items() if k[0] == "http_requests_total"}
     assert len(totals) == 4
     assert sum(totals.values()) == 2_010
@@ -695,13 +712,13 @@ def test_routes_and_statuses_beyond_the_limits_are_not_kept() -> None:
 
 def test_threads_that_meet_a_new_route_at_once_share_its_series() -> None:
     metrics, counted = http()
-    finish = counted.finish_with()
+    record = counted.record_with()
     barrier = threading.Barrier(8)
 
     def serve() -> None:
         barrier.wait()
         for number in range(100):
-            finish(counted.series("GET", f"/{number}"), 200, 0.1, 0.1, 0, 0, False)
+            record(ended("GET", f"/{number}"))
 
     threads = [threading.Thread(target=serve) for _ in range(8)]
     for thread in threads:

@@ -398,7 +398,7 @@ def test_an_endpoint_function_that_raises_leaves_the_request_unnamed(
 
 @PROTOCOLS
 @pytest.mark.parametrize(
-    ("method", "site"), [("begin_with", "enter"), ("finish_with", "close")], ids=["enter", "close"]
+    ("method", "site"), [("begin_with", "enter"), ("record_with", "close")], ids=["enter", "close"]
 )
 def test_a_fault_of_our_metrics_never_reaches_the_app_and_is_counted_once(
     protocol: str, method: str, site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -427,7 +427,7 @@ def test_a_fault_of_ours_beside_an_exception_of_the_app_hides_nothing(
     def handler() -> bytes:
         raise Boom("of the app")
 
-    monkeypatch.setattr(HttpMetrics, "finish_with", lambda self: broken)
+    monkeypatch.setattr(HttpMetrics, "record_with", lambda self: broken)
     host = Host(protocol, declared(tmp_path), handler)
     answer = host.get()
     assert isinstance(answer.error, Boom)

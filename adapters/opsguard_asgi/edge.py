@@ -136,7 +136,7 @@ async def _reply(exchange: Exchange, send: Send) -> None:
 
 
 async def _failed(exchange: Exchange, error: BaseException, send: Send, respond: Send) -> None:
-    """The app raised. It is noted, and answered if nothing was sent yet; it goes on to the server."""
+    """The app raised: note it, and answer if nothing was sent yet. It goes on to the server."""
     if isinstance(error, CancelledError) or type(error).__name__ in _DISCONNECTS:
         exchange.left = not exchange.closed
     elif exchange.status and not exchange.closed and _is_of(send, error):

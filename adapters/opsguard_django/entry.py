@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.handlers.asgi import ASGIHandler
-
 import opsguard_asgi
 import opsguard_wsgi
 from opsguard import OpsGuard
@@ -22,7 +20,7 @@ def install(application: Any, ops: OpsGuard | None = None) -> Any:
     routes; each request is counted once. Without `ops` the project's own is taken.
     """
     ops = ops if ops is not None else project_ops()
-    if isinstance(application, ASGIHandler) or _is_asgi(application):
+    if _is_asgi(application):
         return opsguard_asgi.install(application, ops)
     return opsguard_wsgi.install(application, ops)
 

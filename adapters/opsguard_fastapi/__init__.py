@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
@@ -13,11 +11,10 @@ from opsguard_fastapi.routes import hook_routes, late_label
 
 __all__ = ["install"]
 
-App = TypeVar("App", bound=Starlette)
 _ATTRIBUTE = "opsguard"
 
 
-def install(app: App, ops: OpsGuard | None = None) -> OpsGuard:
+def install(app: Starlette, ops: OpsGuard | None = None) -> OpsGuard:
     """Guard a FastAPI or Starlette app, before or after its routes are declared; returns `ops`.
 
     It is kept in ``app.state.opsguard``. Installing the same one twice does nothing. Raises

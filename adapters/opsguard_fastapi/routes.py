@@ -135,7 +135,7 @@ def _hook_mount(mount: Mount | Host) -> None:
 
 
 def _inner(route: Any) -> Any:
-    """The app with routes behind a mount or host, perhaps behind middleware; None if there is none."""
+    """The app with routes behind a mount or host, perhaps behind middleware; None if none is."""
     if not isinstance(route, Mount | Host):
         return None
     inner: Any = route.app

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from opsguard.clock import Clock
 from opsguard.http import METHODS
@@ -20,26 +20,13 @@ from opsguard.logging.access import LOGGER, MAX_SERIES, AccessLine
 from opsguard.logging.encode import quote, utc_second
 from opsguard.logging.sink import Sink
 
-__all__ = ["AccessLog", "Logged"]
+if TYPE_CHECKING:
+    from opsguard.exchange import Exchange
+
+__all__ = ["AccessLog"]
 
 BATCH = 12
 """Lines of usual length that fill one write of the sink."""
-
-
-class Logged(Protocol):
-    """What an access line tells, in the words of the exchange. Final once it is handed over."""
-
-    method: str
-    path: str
-    endpoint: str | None
-    status: int
-    started: float
-    ended: float
-    sent: int
-    client: str | None
-    request_id: str
-    correlation_id: str
-    fields: dict[str, object] | None
 
 
 class AccessLog:
@@ -62,7 +49,7 @@ class AccessLog:
         unmatched: str,
         batch: bool = True,
     ) -> None:
-        self.queue: deque[Logged] = deque()
+        self.queue: deque[Exchange] = deque()
         self.most = BATCH if batch else 1
         """So many in the queue are a batch."""
         self._line = line(lambda: self._moment)
@@ -76,6 +63,11 @@ class AccessLog:
         self._elapsed = elapsed
         self._unmatched = unmatched
         sink.feed(self)
+
+    def write(self, exchange: Exchange) -> None:
+        """Log one exchange now."""
+        self.queue.append(exchange)
+        self.drain()
 
     def nudge(self) -> None:
         """The queue is no longer empty: see that it is looked after within 100 ms."""
@@ -139,7 +131,7 @@ class AccessLog:
         self.queue.clear()
         self._one_long_line = threading.RLock()
 
-    def _make(self, exchange: Logged) -> tuple[str, bool] | None:
+    def _make(self, exchange: Exchange) -> tuple[str, bool] | None:
         key = (exchange.method, exchange.endpoint, exchange.status)
         if self._template is None:
             return None
@@ -148,7 +140,7 @@ class AccessLog:
             self._templates[key] = made
         return made
 
-    def _write_long(self, exchange: Logged, moment: float) -> None:
+    def _write_long(self, exchange: Exchange, moment: float) -> None:
         """Any line: two ids, bound fields, a path that is no plain text, a listener, a person."""
         with self._one_long_line:
             self._moment = moment

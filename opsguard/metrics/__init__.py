@@ -30,7 +30,7 @@ __all__ = [
     "RouteSeries",
 ]
 
-I = TypeVar("I", Counter, Gauge, Histogram)
+Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
 class Metrics:
@@ -144,13 +144,13 @@ class Metrics:
 
     def _instrument(
         self,
-        type_: type[I],
+        type_: type[Kind],
         name: str,
         help: str,
         kind: str,
         labels: tuple[str, ...],
         buckets: tuple[float, ...] = (),
-    ) -> I:
+    ) -> Kind:
         check_names(name, labels)
         with self.store.lock:
             found = self._instruments.get(name)

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from itertools import pairwise
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from opsguard.clock import Clock, elapsed, wall
@@ -288,7 +289,9 @@ def check_buckets(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
         bounds = tuple([float(bound) for bound in buckets if bound != float("inf")])
     except (TypeError, ValueError):
         bounds = ()
-    if not bounds or any(low >= high or low != low for low, high in zip(bounds, bounds[1:])):
+    if not bounds or any(
+        low >= high or low != low for low, high in pairwise((*bounds, float("inf")))
+    ):
         raise DeclarationError(f"the buckets of {name} must grow: {tuple(buckets)}")
     if len(bounds) > 500:
         raise DeclarationError(f"{name} has {len(bounds)} buckets; 500 are the most")

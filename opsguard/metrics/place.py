@@ -88,7 +88,7 @@ def _run() -> str:
     pid = os.getpid()
     try:
         start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        namespace = os.stat("/proc/self/ns/pid").st_ino
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
     except (OSError, IndexError):
         return str(pid)
     return f"{pid}-{start}-{namespace}"

@@ -8,10 +8,11 @@ Layout, version 1, native byte order, everything aligned to 8 bytes::
               cells      that many doubles
     record    ...
 
-A family record's key is an object (name, type, help, label names, buckets), its id is its place
+A family record's key is an object (name, type, help, label names, buckets); its id is its place
 among the family records. A series record's key is an array, ``[family id, label values…]``. One
-spare record comes first: cells that nobody reads, for samples that have no room. Records are only ever appended, and `used` is moved past a record after it is complete: a reader
-that reads `used` first and then `used` bytes never sees half a record.
+spare record comes first: cells that nobody reads, for samples that have no room. Records are only
+ever appended, and `used` is moved past a record after it is complete: a reader that reads `used`
+first and then `used` bytes never sees half a record.
 
 **Why no increment is lost.** The writer says ``cells[i] += x`` on a memoryview of doubles with `x`
 a float or int. CPython switches threads (and runs signal handlers) only at calls, function entry
@@ -221,7 +222,7 @@ class Store:
         self._map[_USED_AT : _USED_AT + 8] = struct.pack("=Q", used)
 
     def _after_fork(self) -> None:
-        """In the child: the parent's file is the parent's. Same records, zeros, a file of our own."""
+        """In the child: the same records in a file of our own, with zeros."""
         self.lock = threading.RLock()
         self.exclusive = nullcontext() if self.gil else self.lock
         if self._map is None:

@@ -55,7 +55,7 @@ class Scenario:
     body: bytes = b""
     chunked: bool = False
     leave: str = ""
-    """The client leaves: after the first "chunk" of the answer, or in the middle of the "upload"."""
+    """The client leaves: after some "chunk" of the answer, or in the middle of the "upload"."""
     expected: Expected = field(default_factory=Expected)
     but: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What differs, by adapter: values of Expected."""

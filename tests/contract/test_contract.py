@@ -52,7 +52,7 @@ def check_answer(scenario: Scenario, expected: Expected, answer: Answer) -> None
 
 def check_untouched(scenario: Scenario, adapter: str, answer: Answer) -> None:
     """Our headers aside, it is the bare app's own answer byte for byte."""
-    shop, app = bare(adapter)
+    _, app = bare(adapter)
     plain = send(adapter, app, request_of(scenario, adapter))
     assert answer.status == plain.status
     assert answer.body == plain.body

@@ -20,5 +20,5 @@ class Shop(FastAPI):
 assert_type(install(FastAPI(), ops), OpsGuard)
 assert_type(install(Starlette()), OpsGuard)
 install(Shop(), ops)
-install(object(), ops)  # type: ignore[type-var]
+install(object(), ops)  # type: ignore[arg-type]
 install(FastAPI(), "checkout")  # type: ignore[arg-type]
