@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,6 +103,8 @@ class Running:
         self._log = folder / "log.jsonl"
         self._events = folder / "events"
         self._output = folder / "output"
+        self._reader = threading.Thread(target=self._read_output)
+        self._reader.start()
 
     def client(self, timeout: float = TIMEOUT) -> Client:
         return Client(self.port, timeout)
@@ -158,8 +162,14 @@ class Running:
         ours = ("http_", "websocket_", "opsguard_")
         return {key: value for key, value in grown.items() if value and key[0].startswith(ours)}
 
+    def _read_output(self) -> None:
+        """Keep the server's pipe empty, until all that it started are gone."""
+        assert self.process.stdout is not None
+        with self.process.stdout as pipe, self._output.open("ab") as file:
+            shutil.copyfileobj(pipe, file)
+
     def output(self) -> str:
-        """All that the server printed, on either stream."""
+        """All that the server has printed so far, on either stream."""
         return self._output.read_text(errors="replace")
 
     def stop(self) -> str:
@@ -171,6 +181,7 @@ class Running:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        self._reader.join(STOP_SECONDS)
         return self.output()
 
     def await_start(self) -> None:
@@ -246,16 +257,16 @@ def _start(
 ) -> Running:
     for attempt in range(3):  # somebody else may take the port before the server does
         port = free_port()
-        with (folder / "output").open("ab") as output:
-            process = subprocess.Popen(
-                server.arguments(port, *arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=environ,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            server.arguments(port, *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            cwd=folder,
+            env=environ,
+            start_new_session=True,
+        )
         found = Running(server, app, port, folder, process)
         found.root = root
         try:
