@@ -166,6 +166,8 @@ class Plan:
         def head(
             exchange: Exchange, status: int, headers: Iterable[tuple[T, T]]
         ) -> list[tuple[T, T]]:
+            if type(headers) is not list:
+                headers = list(headers)  # any iterable will do, and it is read twice
             exchange.status = status
             exchange.first_byte = clock()
             request_id = value(exchange.request_id)
@@ -178,7 +180,7 @@ class Plan:
                 added = [*headers, (request, request_id), (correlation, other)]
             if unset(names_of(headers)):
                 return added
-            return _without_ours(added, list(headers), fold, ours)
+            return _without_ours(added, headers, fold, ours)
 
         return head
 

@@ -1,4 +1,4 @@
-"""The ASGI edge against servers and apps of every kind: it passes on, notes, and never interferes."""
+"""The ASGI edge against servers and apps of every kind: it passes on, notes, never interferes."""
 
 from __future__ import annotations
 
@@ -323,6 +323,21 @@ def test_an_exception_before_the_start_is_answered_then_passed_on(tmp_path: Path
     assert wire.sent[0]["status"] == 500
     assert len(wire.header("x-request-id")) == 1
     assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_an_exception_that_takes_no_attributes_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    class Stubborn(Exception):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+    raised = Stubborn()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise raised
+
+    guarded = Guarded(tmp_path, app)
+    assert guarded.run(Wire()) is raised
+    assert guarded.total("http_errors_total", error_type="Stubborn") == 1.0
 
 
 def test_an_exception_after_the_start_is_passed_on_only(tmp_path: Path) -> None:
@@ -753,6 +768,34 @@ def test_a_websocket_inside_of_an_edge_is_counted_once(tmp_path: Path) -> None:
     guarded.run(Wire(CONNECT), socket())
     assert guarded.total("websocket_connections_total") == 1.0
     assert len(guarded.lines()) == 1
+
+
+def test_only_the_first_route_of_a_websocket_and_its_first_end_count(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope[KEY])
+        assert scope[KEY].enter("/second") is None
+        await echo(scope, receive, send)
+
+    guarded = Guarded(tmp_path, app)
+    guarded.run(Wire(CONNECT), socket())
+    seen[0].plan.close_socket(seen[0], Boom())
+    assert guarded.line()["endpoint"] == "/ws"
+    assert guarded.total("websocket_connections_in_progress") == 0.0
+    assert guarded.total("http_errors_total") == 0.0
+
+
+def test_websockets_without_access_lines_are_counted(tmp_path: Path) -> None:
+    ops = OpsGuard(
+        "s",
+        logging={"file": str(tmp_path / "log"), "access": "off"},
+        metrics={"directory": str(tmp_path)},
+    )
+    guarded = Guarded(tmp_path, echo, ops=ops)
+    guarded.run(Wire(CONNECT), socket())
+    assert guarded.lines() == []
+    assert guarded.total("websocket_connections_total") == 1.0
 
 
 def test_websockets_without_metrics_are_logged(tmp_path: Path) -> None:

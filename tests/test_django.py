@@ -1,4 +1,4 @@
-"""opsguard in Django: settings, checks, middleware under both protocols, and `install` around it."""
+"""opsguard in Django: settings, checks, the middleware under both protocols, `install` around."""
 
 from __future__ import annotations
 
@@ -216,7 +216,10 @@ def test_setup_and_commands_start_nothing(tmp_path: Path) -> None:
         settings.configure(
             INSTALLED_APPS=["opsguard_django"], SECRET_KEY="x",
             MIDDLEWARE=["opsguard_django.OpsGuardMiddleware"],
-            OPSGUARD={"metrics": {"directory": sys.argv[1]}, "logging": {"file": sys.argv[1] + "/l"}},
+            OPSGUARD={
+                "metrics": {"directory": sys.argv[1]},
+                "logging": {"file": sys.argv[1] + "/log"},
+            },
         )
         django.setup()
         call_command("check")
@@ -631,9 +634,9 @@ def drive(application: Any, scope: dict[str, Any], *incoming: dict[str, Any]) ->
     messages, sent = list(incoming), []
 
     async def receive() -> Any:
-        if messages:
-            return messages.pop(0)
-        await asyncio.sleep(60)
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
 
     async def send(message: Any) -> None:
         sent.append(message)

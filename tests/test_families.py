@@ -19,10 +19,10 @@ from prometheus_client.samples import Sample
 
 from opsguard.exceptions import DeclarationError
 from opsguard.exchange import Exchange
-from opsguard.metrics import Metrics
+from opsguard.metrics import Metrics, families
 from opsguard.metrics import store as store_module
 from opsguard.metrics.exposition import Exposition
-from opsguard.metrics.families import OVERFLOW, Family, clean, escape, number
+from opsguard.metrics.families import OVERFLOW, Family, clean, escape
 from opsguard.metrics.http import HttpMetrics
 from opsguard.metrics.store import Store
 from opsguard.settings import Metrics as Options
@@ -88,8 +88,8 @@ def test_every_type_is_read_back_with_its_name_help_labels_and_numbers(form: boo
     histogram = metrics.histogram("wait_seconds", "Waits.", ("queue",), (0.1, 1, 10))
     for value in (0.05, 0.1, 0.5, 100):
         histogram.labels("q").observe(value)
-    families = {family.name: family for family in parsed(metrics, form)}
-    assert {name: (f.type, f.documentation) for name, f in families.items()} == {
+    found = {family.name: family for family in parsed(metrics, form)}
+    assert {name: (f.type, f.documentation) for name, f in found.items()} == {
         "orders": ("counter", "Orders placed."),
         "temperature": ("gauge", 'Degrees\n"C" \\ F'),
         "wait_seconds": ("histogram", "Waits."),
@@ -157,7 +157,7 @@ def test_an_observed_nan_falls_in_the_last_bucket() -> None:
 
 
 def test_numbers_are_written_as_both_formats_have_them() -> None:
-    written = [number(value) for value in (1, 0.1, math.inf, -math.inf, math.nan)]
+    written = [families.number(value) for value in (1, 0.1, math.inf, -math.inf, math.nan)]
     assert written == ["1.0", "0.1", "+Inf", "-Inf", "NaN"]
 
 
@@ -317,7 +317,7 @@ def test_the_widest_family_fits_the_spare_cells(series: int) -> None:
 
 
 def test_no_lock_is_held_while_the_warning_is_logged() -> None:
-    """A handler may wait for another thread that counts: held, the two would wait for each other."""
+    """A handler may wait for another thread that counts; held, both would wait for ever."""
     metrics = made(limit=1)
     counter = metrics.counter("c_total", "", ("v",))
     free: list[bool] = []
@@ -494,6 +494,7 @@ def test_an_exemplar_with_odd_text_does_not_break_the_scrape() -> None:
         pytest.param(lambda m: m.histogram("a", "", (), (2, 1)), id="buckets that fall"),
         pytest.param(lambda m: m.histogram("a", "", (), (1, 1)), id="buckets that stay"),
         pytest.param(lambda m: m.histogram("a", "", (), range(501)), id="501 buckets"),
+        pytest.param(lambda m: m.histogram("a", "", (), ("x",)), id="buckets of text"),
         pytest.param(
             lambda m: m.histogram("a", "", (), (1, float("nan"))), id="a bucket that is no number"
         ),
@@ -581,9 +582,9 @@ def recorded(**options: Any) -> tuple[set[str], set[str]]:
     counted.error("GET", "/a", "Boom")
     counted.socket_opened("/ws")
     counted.socket_closed("/ws")
-    families = parsed(metrics, False)
-    labels = {name for f in families for s in f.samples for name in s.labels} - {"le"}
-    names = {s.name.removesuffix("_bucket") for f in families for s in f.samples}
+    found = parsed(metrics, False)
+    labels = {name for f in found for s in f.samples for name in s.labels} - {"le"}
+    names = {s.name.removesuffix("_bucket") for f in found for s in f.samples}
     return {n for n in names if not n.endswith(("_count", "_sum"))}, labels
 
 
@@ -695,7 +696,7 @@ def test_unknown_methods_are_one_series() -> None:
 
 
 def test_routes_and_statuses_beyond_the_limits_are_not_kept() -> None:
-    """Whatever an app makes of its templates and statuses, memory is bounded and no request lost."""
+    """Whatever templates and statuses an app makes, memory is bounded and no request is lost."""
     metrics = made(limit=3)
     counted = HttpMetrics(metrics, Options())
     record = counted.record_with()
@@ -729,8 +730,8 @@ def test_threads_that_meet_a_new_route_at_once_share_its_series() -> None:
     assert totals == [8.0] * 100
 
 
-def names_of(families: Iterable[Any]) -> list[str]:
-    return [family.name for family in families]
+def names_of(found: Iterable[Any]) -> list[str]:
+    return [family.name for family in found]
 
 
 def test_families_are_exposed_in_the_order_of_their_declaration() -> None:

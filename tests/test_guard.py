@@ -1,4 +1,4 @@
-"""OpsGuard: it collects, install freezes, requests are served by it, and its faults stay its own."""
+"""OpsGuard: it collects, install freezes, requests are served, and its faults stay its own."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def total(found: Samples, name: str, **labels: str) -> float:
 
 def test_an_opsguard_collects_and_starts_nothing(tmp_path: Path) -> None:
     threads = set(threading.enumerate())
-    open_files = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
+    open_files = count_open_files()
     handlers = list(logging.getLogger().handlers)
     ops = declared(tmp_path)
     ops.metrics.counter("orders_total")
@@ -126,8 +126,13 @@ def test_an_opsguard_collects_and_starts_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert set(threading.enumerate()) == threads
     assert logging.getLogger().handlers == handlers
-    if open_files:
-        assert len(os.listdir("/proc/self/fd")) <= len(open_files)
+    assert count_open_files() <= open_files
+
+
+def count_open_files() -> int:
+    """0 where the system does not tell."""
+    place = Path("/proc/self/fd")
+    return len(list(place.iterdir())) if place.exists() else 0
 
 
 @PROTOCOLS
@@ -250,6 +255,22 @@ def test_lines_of_other_libraries_carry_the_request_id_too(protocol: str, tmp_pa
     line, _ = lines(tmp_path, host.ops)
     assert line["message"] == "it is late"
     assert (line["request_id"], line["correlation_id"]) == ("req-1", "cor-1")
+
+
+@PROTOCOLS
+def test_the_servers_own_line_about_an_exception_carries_the_ids(
+    protocol: str, tmp_path: Path
+) -> None:
+    """A server logs it when the request is over for us."""
+
+    def handler() -> bytes:
+        raise Boom
+
+    host = Host(protocol, declared(tmp_path), handler)
+    answer = host.get(x_request_id="req-1")
+    logging.getLogger("some.server").error("Exception in the app", exc_info=answer.error)
+    (line,) = [line for line in lines(tmp_path, host.ops) if line["logger"] == "some.server"]
+    assert line["request_id"] == "req-1"
 
 
 # --- several apps, several OpsGuards
@@ -491,6 +512,31 @@ def test_the_scrape_is_answered_in_the_form_and_coding_asked_for(
 
 
 @PROTOCOLS
+def test_the_info_metric_can_have_another_name(protocol: str, tmp_path: Path) -> None:
+    host = Host(protocol, declared(tmp_path, metrics={"names": {"service_info": "app_info"}}))
+    found = parse(host.get("/metrics").body.decode())
+    assert total(found, "app_info", service="s") == 1.0
+    assert total(found, "service_info") == 0.0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_worker_forked_after_a_scrape_says_who_it_is(tmp_path: Path) -> None:
+    host = Host("wsgi", declared(tmp_path))
+    host.get("/metrics")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        found = parse(host.get("/metrics").body.decode())
+        counted = total(found, "http_requests_total")
+        os.write(writing, repr((total(found, "service_info"), counted)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == "(1.0, 0)"
+    os.waitpid(pid, 0)
+
+
+@PROTOCOLS
 def test_scrapes_are_counted_but_muted_in_the_log(protocol: str, tmp_path: Path) -> None:
     host = Host(protocol, declared(tmp_path))
     host.get("/metrics")
@@ -689,12 +735,15 @@ def test_an_override_ends_with_its_block_however_it_ends_and_nests(tmp_path: Pat
         ]
         return found
 
-    with pytest.raises(Boom), host.ops.override(ids={"request_header": "X-One"}):
+    def fail() -> None:
         assert header() == "x-one"
         with host.ops.override(ids={"request_header": "X-Two"}):
             assert header() == "x-two"
         assert header() == "x-one"
         raise Boom
+
+    with pytest.raises(Boom), host.ops.override(ids={"request_header": "X-One"}):
+        fail()
     assert header() == "x-request-id"
 
 
@@ -785,6 +834,17 @@ def test_one_error_is_counted_for_a_request_also_after_its_end(tmp_path: Path) -
     found = samples(ops)
     assert total(found, "http_errors_total") == 1.0
     assert total(found, "http_errors_total", error_type="Boom", endpoint="/a") == 1.0
+
+
+def test_an_error_of_a_request_whose_client_left_is_not_counted(tmp_path: Path) -> None:
+    """It is the consequence of leaving."""
+    ops, exchange = opened(tmp_path)
+    exchange.left = True
+    exchange.fail(Boom())
+    exchange.close()
+    found = samples(ops)
+    assert total(found, "http_requests_total", status="499") == 1.0
+    assert total(found, "http_errors_total") == 0.0
 
 
 def test_a_late_error_of_a_request_without_a_route_is_counted_too(tmp_path: Path) -> None:

@@ -285,6 +285,15 @@ def test_track_inprogress_ends_with_the_block_however_it_ends(
 
 
 @BOTH
+def test_a_gauge_without_labels_tracks_too(make: Callable[[], Makers]) -> None:
+    these = make()
+    gauge = these.gauge()
+    with gauge.track_inprogress():
+        assert these.samples() == {("g", ()): 1.0}
+    assert these.samples() == {("g", ()): 0.0}
+
+
+@BOTH
 def test_a_function_is_asked_at_each_scrape(make: Callable[[], Makers]) -> None:
     these = make()
     asked = iter([1.0, 2.0])

@@ -48,7 +48,7 @@ def test_the_folder_is_below_base_user_and_service_and_names_the_run(
 
 
 def test_no_folder_of_ours_is_open_to_others(tmp_path: Path) -> None:
-    """Whoever may write in one could put a file in our place; whoever may read, read our numbers."""
+    """Who may write in one could put a file in our place; who may read could read our numbers."""
     before = os.umask(0o022)
     try:
         folder = worker_directory(str(tmp_path), "checkout", NOW)

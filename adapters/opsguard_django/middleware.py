@@ -91,8 +91,10 @@ class OpsGuardMiddleware:
             return None
         headers = {name: meta[key] for key, name in self.port.wanted.items() if meta.get(key)}
         peer = meta.get("REMOTE_ADDR") or None
+        # As the client sent it: request.method is in upper case already.
+        method = getattr(request, "scope", {}).get("method") or meta["REQUEST_METHOD"]
         exchange = self.port.open(
-            request.method or "", request.path, request.path_info, peer, headers or None, meta
+            method, request.path, request.path_info, peer, headers or None, meta
         )
         meta[KEY] = exchange
         return exchange

@@ -136,17 +136,17 @@ class HttpMetrics:
             "counter",
             (*route, "error_type"),
         )
-        self._sockets = metrics.family(
+        self._sockets = family(
             "websocket_connections_total",
             "Websocket connections opened.",
             "counter",
-            (labels.get("endpoint", "endpoint"),),
+            ("endpoint",),
         )
-        self._sockets_in_progress = metrics.family(
+        self._sockets_in_progress = family(
             "websocket_connections_in_progress",
             "Websocket connections that are open.",
             "gauge",
-            (labels.get("endpoint", "endpoint"),),
+            ("endpoint",),
         )
         self.routes: dict[tuple[str, str], RouteSeries] = {}
 

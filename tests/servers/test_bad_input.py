@@ -22,7 +22,8 @@ SERVED = [
         server.name,
         adapter,
         id=f"{server.name} {adapter}",
-        marks=[pytest.mark.full] if server.full else [],
+        # In process all adapters get the like of this in the fast tier.
+        marks=[] if adapter in ("fastapi", "flask") and not server.full else [pytest.mark.full],
     )
     for server in SERVERS.values()
     for adapter in ADAPTERS
