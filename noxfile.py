@@ -112,8 +112,8 @@ def check_wheel(
     environment = {
         "COVERAGE_FILE": str(place / "coverage"),
         "HYPOTHESIS_PROFILE": profile,
-        "OPSGUARD_TESTS_CHECKOUT": str(ROOT),
-        "OPSGUARD_TESTS_DIST": str(dist),
+        "TESTED_CHECKOUT": str(ROOT),
+        "TESTED_DIST": str(dist),
         "PYTHONPATH": None,
     }
     pytest = ("-m", "pytest", "-n", "auto", "--timeout", "120", *arguments, *session.posargs)

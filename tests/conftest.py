@@ -31,7 +31,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 def pytest_sessionstart() -> None:
     """Under nox the installed wheel is under test; the checkout's packages must be out of reach."""
-    if "OPSGUARD_TESTS_CHECKOUT" not in os.environ:
+    if "TESTED_CHECKOUT" not in os.environ:
         return
     installed = Path(sysconfig.get_path("purelib"))
     for package in PACKAGES:
@@ -44,7 +44,7 @@ def pytest_sessionstart() -> None:
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The folder with pyproject.toml and the sources, wherever the tests themselves run."""
-    return Path(os.environ.get("OPSGUARD_TESTS_CHECKOUT", Path(__file__).parents[1]))
+    return Path(os.environ.get("TESTED_CHECKOUT", Path(__file__).parents[1]))
 
 
 @pytest.fixture(autouse=True)

@@ -226,7 +226,7 @@ def _in_checkout(target: Path) -> bool:
     """
     if target.exists():
         return True
-    checkout = os.environ.get("OPSGUARD_TESTS_CHECKOUT")
+    checkout = os.environ.get("TESTED_CHECKOUT")
     return checkout is not None and (checkout / target.resolve().relative_to(ROOT)).exists()
 
 

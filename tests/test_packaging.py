@@ -32,8 +32,8 @@ PACKAGES = {
 @pytest.fixture(scope="module")
 def dist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the sdist and the wheel made from it: nox's, or built here."""
-    if "OPSGUARD_TESTS_DIST" in os.environ:
-        return Path(os.environ["OPSGUARD_TESTS_DIST"])
+    if "TESTED_DIST" in os.environ:
+        return Path(os.environ["TESTED_DIST"])
     made = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", made, checkout]
     subprocess.run(command, check=True, capture_output=True, timeout=100)
