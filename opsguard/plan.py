@@ -346,9 +346,21 @@ class Plan:
         """The answer of the metrics endpoint. Blocks; never raises."""
         if self._exposition is None:
             self._exposition = self._sources()
+        self._say_who()
         return self._exposition.render(
             exchange.method, exchange.header("accept"), exchange.header("accept-encoding")
         )
+
+    def _say_who(self) -> None:
+        """Set `service_info`; at each scrape, as a forked worker starts with zeros."""
+        settings = self.settings
+        info = self._metrics.gauge(
+            settings.metrics.names.get("service_info", "service_info"),
+            "The service, always 1.",
+            ("service", "version", "git_sha", "environment"),
+        )
+        labels = (settings.service, settings.version, settings.git_sha, settings.environment)
+        info.labels(*labels).set(1)
 
     def _sources(self) -> Exposition:
         from prometheus_client import REGISTRY
@@ -356,14 +368,7 @@ class Plan:
         from opsguard.metrics.exposition import Exposition
         from opsguard.metrics.process import ProcessCollector
 
-        settings, metrics = self.settings, self._metrics
-        info = metrics.gauge(
-            "service_info",
-            "The service, always 1.",
-            ("service", "version", "git_sha", "environment"),
-        )
-        labels = (settings.service, settings.version, settings.git_sha, settings.environment)
-        info.labels(*labels).set(1)
+        metrics = self._metrics
         shared = () if metrics is self.runtime.ops.metrics else (self.runtime.ops.metrics,)
         return Exposition(
             (metrics, *shared, ProcessCollector(), REGISTRY),

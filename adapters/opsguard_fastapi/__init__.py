@@ -20,12 +20,12 @@ def install(app: Starlette, ops: OpsGuard | None = None) -> OpsGuard:
     It is kept in ``app.state.opsguard``. Installing the same one twice does nothing. Raises
     InstallError for another one, or if the app has begun to serve, and SettingsError.
     """
-    guard = ops if ops is not None else OpsGuard()
     installed: OpsGuard | None = getattr(app.state, _ATTRIBUTE, None)
-    if installed is guard:
-        return guard
+    if installed is not None and ops in (installed, None):
+        return installed
     if installed is not None:
         raise InstallError("this app is guarded by another OpsGuard already")
+    guard = ops if ops is not None else OpsGuard()
     if app.middleware_stack is not None:
         raise InstallError("install() must be called before the app serves its first request")
     port = guard.runtime(_title(app), getattr(app, "version", None)).port(PROTOCOL)

@@ -22,12 +22,12 @@ def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
     ``app.extensions["opsguard"]``. Installing the same one twice does nothing; another one raises
     InstallError. Raises SettingsError for wrong settings.
     """
-    guard = ops if ops is not None else OpsGuard(**app.config.get("OPSGUARD", {}))
     installed: OpsGuard | None = app.extensions.get("opsguard")
-    if installed is guard:
-        return guard
+    if installed is not None and ops in (installed, None):
+        return installed
     if installed is not None:
         raise InstallError("this Flask app is guarded by another OpsGuard already")
+    guard = ops if ops is not None else OpsGuard(**app.config.get("OPSGUARD", {}))
     port = guard.runtime(app.name if app.name != "__main__" else None).port(PROTOCOL)
     app.extensions["opsguard"] = guard
     app.wsgi_app = serve(app.wsgi_app, port, answers=False)  # type: ignore[method-assign, assignment]

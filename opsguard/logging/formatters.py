@@ -12,11 +12,11 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pythonjsonlogger.core import BaseJsonFormatter
 
-from opsguard.context import current, of_error
+from opsguard.context import Signature, current, of_error
 from opsguard.logging.encode import (
     THOUSANDTHS,
     Json,
@@ -28,9 +28,6 @@ from opsguard.logging.encode import (
     rfc3339,
     text,
 )
-
-if TYPE_CHECKING:
-    from opsguard.exchange import Exchange
 
 __all__ = ["ACCESS_KEYS", "ACCESS_MARK", "ConsoleFormatter", "JsonFormatter", "Keys"]
 
@@ -155,7 +152,7 @@ def _read(record: logging.LogRecord, clean: Redact) -> _Entry:
     )
 
 
-def _of_error(record: logging.LogRecord) -> Exchange | None:
+def _of_error(record: logging.LogRecord) -> Signature | None:
     """A server logs the app's exception when the request's context is gone."""
     info = record.exc_info
     return of_error(info[1]) if isinstance(info, tuple) else None
