@@ -134,13 +134,14 @@ def access_line(
 
 def access_template(
     settings: LoggingSettings, *, service: str, environment: str, sink: Sink
-) -> Callable[[str, str, int], tuple[str, bool] | None] | None:
-    """The function that makes the %-template of a series (method, endpoint, status), with whether
-    its lines are urgent; it gives None where the series has no lines.
+) -> Callable[[int], tuple[str, bool] | None] | None:
+    """The function that makes the %-template of all lines with a status, with whether they are
+    urgent; it gives None where such lines are not wanted.
 
-    A template takes: the text of the second up to its point, milliseconds, the request id, the
-    path as JSON, the duration in milliseconds, the size, the client as JSON. It is for lines with
-    one id and no bound fields. There are none (None instead of a function) for the console.
+    A template takes: the text of the second up to its point, milliseconds, the request id, method,
+    path and endpoint as JSON, the duration in milliseconds, the size, the client as JSON. It is
+    for lines with one id and no bound fields. There are none (None instead of a function) for the
+    console.
     """
     if settings.access == "off" or console_wanted(settings, environment, sink):
         return None
@@ -148,18 +149,21 @@ def access_template(
     level = logging.getLevelNamesMapping().get(settings.level.upper(), logging.INFO)
     keys = Keys(settings.names, nest_context=settings.nest_context)
     make = _pieces_maker(keys, service, environment, max(lowest, level))
-    start = f'{{{quote(keys.name("timestamp"))}:"'
-    size_key = f",{quote(keys.name('size'))}:"
-    client_key = f",{quote(keys.name('client'))}:"
 
-    def template(method: str, endpoint: str, status: int) -> tuple[str, bool] | None:
-        pieces = make(method, endpoint, status)
+    def key(name: str) -> str:
+        return f",{quote(keys.name(name))}:".replace("%", "%%")
+
+    def template(status: int) -> tuple[str, bool] | None:
+        pieces = make("", "", status)
         if pieces is None:
             return None
-        start_, head, path, duration, size, client = [
-            piece.replace("%", "%%") for piece in (start, *pieces[:3], size_key, client_key)
-        ]
-        text = f'{start_}%s%03d{head}"%s"{path}%s{duration}%.3f{size}%d{client}%s}}'
+        start = f'{{{quote(keys.name("timestamp"))}:"'.replace("%", "%%")
+        head = pieces[0].replace("%", "%%")
+        text = (
+            f'{start}%s%03d{head}"%s"{key("method")}%s{key("path")}%s{key("endpoint")}%s'
+            f"{key('status_code')}{int(status)}{key('duration_ms')}%.3f{key('size')}%d"
+            f"{key('client')}%s}}"
+        )
         return text, pieces[3]
 
     return template

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from opsguard.clock import Clock
-from opsguard.http import METHODS
-from opsguard.logging.access import LOGGER, MAX_SERIES, AccessLine
+from opsguard.logging.access import LOGGER, AccessLine
 from opsguard.logging.encode import quote, utc_second
 from opsguard.logging.sink import Sink
 
@@ -27,6 +26,8 @@ __all__ = ["AccessLog"]
 
 BATCH = 12
 """Lines of usual length that fill one write of the sink."""
+_STATUSES = 1000
+"""Statuses that are remembered; an app may make up others."""
 
 
 class AccessLog:
@@ -41,7 +42,7 @@ class AccessLog:
     def __init__(
         self,
         line: Callable[[Clock], AccessLine],
-        template: Callable[[str, str, int], tuple[str, bool] | None] | None,
+        template: Callable[[int], tuple[str, bool] | None] | None,
         sink: Sink,
         *,
         wall: Clock,
@@ -56,7 +57,7 @@ class AccessLog:
         self._moment = 0.0
         self._one_long_line = threading.RLock()  # `_line` reads the moment of its own line
         self._template = template
-        self._templates: dict[tuple[str, str | None, int], tuple[str, bool] | None] = {}
+        self._templates: dict[int, tuple[str, bool] | None] = {}
         self._logger = logging.getLogger(LOGGER)
         self._sink = sink
         self._wall = wall
@@ -75,7 +76,7 @@ class AccessLog:
 
     def drain(self) -> None:
         """Hand the lines of all exchanges in the queue to the sink."""
-        take, templates = self.queue.popleft, self._templates
+        take, templates, unmatched = self.queue.popleft, self._templates, self._unmatched
         offset = self._wall() - self._elapsed()
         logger = self._logger
         listened = bool(logger.handlers or logger.filters or logger.level)
@@ -88,15 +89,15 @@ class AccessLog:
             except IndexError:
                 break
             try:
-                found = templates[exchange.method, exchange.endpoint, exchange.status]
+                found = templates[exchange.status]
             except KeyError:
-                found = self._make(exchange)
+                found = self._make(exchange.status)
             if (
                 found is None
                 or listened
                 or exchange.fields
                 or exchange.correlation_id != exchange.request_id
-                or not exchange.path.isascii()
+                or not (exchange.path.isascii() and exchange.method.isascii())
             ):
                 self._sink.write_all(lines)
                 lines = []
@@ -117,7 +118,9 @@ class AccessLog:
                     moment,
                     fraction * 1000.0,
                     exchange.request_id,
+                    quote(exchange.method),
                     quote(exchange.path),
+                    quote(exchange.endpoint or unmatched),
                     (ended - exchange.started) * 1000.0,
                     exchange.sent,
                     "null" if client is None else quote(client),
@@ -131,13 +134,10 @@ class AccessLog:
         self.queue.clear()
         self._one_long_line = threading.RLock()
 
-    def _make(self, exchange: Exchange) -> tuple[str, bool] | None:
-        key = (exchange.method, exchange.endpoint, exchange.status)
-        if self._template is None:
-            return None
-        made = self._template(exchange.method, exchange.endpoint or self._unmatched, key[2])
-        if len(self._templates) < MAX_SERIES and exchange.method in METHODS:
-            self._templates[key] = made
+    def _make(self, status: int) -> tuple[str, bool] | None:
+        made = None if self._template is None else self._template(status)
+        if len(self._templates) < _STATUSES:
+            self._templates[status] = made
         return made
 
     def _write_long(self, exchange: Exchange, moment: float) -> None:

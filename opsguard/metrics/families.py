@@ -80,11 +80,11 @@ class Family:
     def at(self, values: tuple[str, ...]) -> int:
         """The index of the first cell of the series with these label values."""
         found = self._series.get(values)
-        return self._find(tuple([clean(value) for value in values])) if found is None else found
+        return self._find(cleaned(values)) if found is None else found
 
     def forget(self, values: tuple[str, ...]) -> None:
         """Stop exposing a series. Its cells stay taken: an index handed out must stay harmless."""
-        values = tuple([clean(value) for value in values])
+        values = cleaned(values)
         with self.store.lock:
             self._series.pop(values, None)
             self.functions.pop(values, None)
@@ -108,10 +108,10 @@ class Family:
         """Remember the last exemplar of a cell. Only a series of its own has one, so that they are
         as bounded as the series.
         """
-        values = tuple([clean(text) for text in values])
+        values = cleaned(values)
         if values in self._series:
-            cleaned = {name: clean(text) for name, text in labels.items()}
-            self.exemplars[values, place] = (cleaned, value, now)
+            texts = {name: clean(text) for name, text in labels.items()}
+            self.exemplars[values, place] = (texts, value, now)
 
     def expose(self, openmetrics: bool) -> tuple[str, str]:
         """(family name, its finished text block) in the Prometheus text or OpenMetrics format."""
@@ -210,27 +210,28 @@ class Family:
             self.store.cells[self.at(values)] = float(function())
 
     def _histograms(self, openmetrics: bool) -> Iterator[str]:
+        """Thousands of series are usual here: one replacement and one formatting for each."""
         cells, width, name = self.store.cells, self.width, self.name
         bounds = [number(bound) for bound in self.buckets] + ["+Inf"]
-        form = "".join([f'{name}_bucket{{%s%sle="{bound}"}} %r\n' for bound in bounds])
+        buckets = "".join([f'{name}_bucket{{\0le="{bound}"}} %d\n' for bound in bounds])
+        totals = f"{name}_count\1 %d\n{name}_sum\1 %s\n"
         for values, at in list(self._series.items()):
-            pairs = self._pairs(values)
-            comma = "," if pairs else ""
-            braces = f"{{{pairs}}}" if pairs else ""
-            counts = list(accumulate(cells[at : at + width - 1]))
+            pairs = self._pairs(values).replace("%", "%%")
+            inside, braces = (f"{pairs},", f"{{{pairs}}}") if pairs else ("", "")
+            counts = tuple(accumulate(map(int, cells[at : at + width - 1])))
             if openmetrics and self.exemplars:
-                yield from self._bucket_lines(values, pairs + comma, bounds, counts)
+                yield from self._bucket_lines(values, bounds, counts)
             else:
-                yield form % tuple([part for count in counts for part in (pairs, comma, count)])
-            total = number(cells[at + width - 1])
-            yield f"{name}_count{braces} {counts[-1]!r}\n{name}_sum{braces} {total}\n"
+                yield buckets.replace("\0", inside) % counts
+            yield totals.replace("\1", braces) % (counts[-1], number(cells[at + width - 1]))
 
     def _bucket_lines(
-        self, values: tuple[str, ...], pairs: str, bounds: list[str], counts: list[float]
+        self, values: tuple[str, ...], bounds: list[str], counts: tuple[int, ...]
     ) -> Iterator[str]:
+        pairs = "".join([f"{pair}," for pair in (self._pairs(values),) if pair])
         for place, (bound, count) in enumerate(zip(bounds, counts, strict=True)):
             exemplar = self._exemplar(values, place)
-            yield f'{self.name}_bucket{{{pairs}le="{bound}"}} {count!r}{exemplar}\n'
+            yield f'{self.name}_bucket{{{pairs}le="{bound}"}} {count}{exemplar}\n'
 
     def _exemplar(self, values: tuple[str, ...], place: int) -> str:
         found = self.exemplars.get((values, place))
@@ -260,6 +261,12 @@ def clean(value: object) -> str:
         return text
     text = text.encode("utf-8", "replace").decode("utf-8")
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def cleaned(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The label values cleaned: the same tuple where all are clean, as families share it then."""
+    made = tuple([clean(value) for value in values])
+    return values if made == values else made
 
 
 def escape(text: str) -> str:

@@ -119,7 +119,6 @@ class Store:
         self._file: int | None = None
         self._used = _HEADER_SIZE
         self._reserved = 0
-        self._spans: list[tuple[int, int]] = []
         self._families = 0
         self.spare = 0
         if hasattr(os, "register_at_fork"):
@@ -154,7 +153,6 @@ class Store:
             start = self._used
             first = start + _RECORD.size + len(text)
             self._map[start:first] = _RECORD.pack(size, len(text), count, kind) + text
-            self._spans.append((first // 8, count))
             self._publish(start + size)
         return first // 8
 
@@ -242,7 +240,7 @@ class Store:
             self.cells = memoryview(self._map).cast("d")
             self._map[:_HEADER_SIZE] = header
         self._map[_HEADER_SIZE : self._used] = records
-        for first, count in self._spans:
+        for first, count in _spans(self._map[: self._used]):
             self.cells[first : first + count] = memoryview(bytes(8 * count)).cast("d")
         if complaint is not None:
             self._complain(_NO_FILE, complaint)
@@ -282,6 +280,15 @@ def _free_path(directory: Path) -> Path:
             path.unlink(missing_ok=True)
             return path
     raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _spans(data: bytes) -> Iterator[tuple[int, int]]:
+    """(index of the first cell, number of cells) of each record of a store of our own."""
+    at = _HEADER_SIZE
+    while at < len(data):
+        size, key_size, count, _ = _RECORD.unpack_from(data, at)
+        yield (at + _RECORD.size + key_size) // 8, count
+        at += size
 
 
 def _anonymous(size: int) -> mmap.mmap:
