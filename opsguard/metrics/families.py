@@ -7,7 +7,7 @@ to one series whose label values are all ``<overflow>``, is counted, and is said
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from math import isfinite
 
@@ -31,6 +31,7 @@ class Family:
     """
 
     __slots__ = (
+        "_form",
         "_id",
         "_overflowed",
         "_series",
@@ -71,6 +72,7 @@ class Family:
         self.exemplars: dict[tuple[tuple[str, ...], int], _Exemplar] = {}
         self.functions: dict[tuple[str, ...], Callable[[], float]] = {}
         self._series: dict[tuple[str, ...], int] = {}
+        self._form = ",".join([f'{label}="%s"' for label in labels])
         self._id: int | None = None
         self._overflowed = False
 
@@ -241,10 +243,11 @@ class Family:
         pairs = ",".join([f'{name}="{escape(text)}"' for name, text in labels.items()])
         return f" # {{{pairs}}} {number(value)} {when:.3f}"
 
-    def _pairs(self, values: Iterable[str]) -> str:
-        return ",".join(
-            [f'{name}="{escape(text)}"' for name, text in zip(self.labels, values, strict=True)]
-        )
+    def _pairs(self, values: tuple[str, ...]) -> str:
+        text = "".join(values)
+        if '"' in text or "\\" in text or "\n" in text:
+            values = tuple([escape(value) for value in values])
+        return self._form % values
 
 
 def clean(value: object) -> str:
@@ -271,9 +274,7 @@ def cleaned(values: tuple[str, ...]) -> tuple[str, ...]:
 
 def escape(text: str) -> str:
     """A label value between its quotes, in both formats."""
-    if '"' in text or "\\" in text or "\n" in text:
-        return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return text
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def number(value: float) -> str:
