@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from opsguard.accelerator import speed
 from opsguard.context import sign
 from opsguard.http import Response
 
@@ -15,38 +16,49 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Socket"]
 
 
-class Exchange:
+if TYPE_CHECKING or speed is None:
+
+    class Fields:
+        """Where the attributes are; the accelerator has a type of this name."""
+
+        __slots__ = (
+            "client",
+            "closed",
+            "correlation_id",
+            "ended",
+            "endpoint",
+            "error",
+            "fields",
+            "first_byte",
+            "left",
+            "marked",
+            "method",
+            "path",
+            "plan",
+            "received",
+            "reply",
+            "request_id",
+            "sent",
+            "series",
+            "source",
+            "started",
+            "status",
+            "uploads",
+            "work",
+        )
+
+else:
+    Fields = speed.Fields
+
+
+class Exchange(Fields):
     """What is known of the request being served; the adapters fill it in as it comes.
 
     Belongs to one request. Its threads and tasks may read it and bind fields; only the adapter
     writes the rest. Times are seconds of the plan's monotonic clock, 0.0 for "not yet".
     """
 
-    __slots__ = (
-        "client",
-        "closed",
-        "correlation_id",
-        "ended",
-        "endpoint",
-        "error",
-        "fields",
-        "first_byte",
-        "left",
-        "marked",
-        "method",
-        "path",
-        "plan",
-        "received",
-        "reply",
-        "request_id",
-        "sent",
-        "series",
-        "source",
-        "started",
-        "status",
-        "uploads",
-        "work",
-    )
+    __slots__ = ()
 
     websocket: ClassVar[bool] = False
     """Whether this is a websocket connection."""

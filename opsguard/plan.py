@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from opsguard.accelerator import speed
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.context import current
 from opsguard.exchange import Exchange, Socket
@@ -87,6 +88,9 @@ class Plan:
         self.enter = self._enter_with()
         self.enter_socket = self._route or _go_on
         self.close = self._close_with()
+        self.core: Any = self._core()
+        if self.core is not None:
+            self.enter, self.close = self.core.enter, self.core.close
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -183,6 +187,54 @@ class Plan:
             return _without_ours(added, headers, fold, ours)
 
         return head
+
+    def _core(self) -> Any:
+        """`enter`, `close` and what `open` needs of a plan, in C; None where that is not used."""
+        http, log = self._http, self._log
+        if speed is None:
+            return None
+        proxies, resolve = self.settings.proxies, self._resolve
+
+        def client(peer: str | None, headers: Mapping[str, str] | None) -> str | None:
+            return resolve(peer, None if headers is None else headers.get(_FORWARDED))
+
+        def count_error(exchange: Exchange) -> None:
+            if http is not None:
+                _count_error(http.error, exchange)
+
+        return speed.Core(
+            plan=self,
+            current=current,
+            endpoints=self._endpoints,
+            edge=self._edge,
+            identify=self._identify,
+            resolve=client if proxies.trusted or proxies.hops else None,
+            route=self._route,
+            begin=None if http is None else http.begin_with(),
+            record=None if http is None else http.record_with(),
+            queue=None if log is None else log.queue,
+            most=0 if log is None else log.most,
+            drain=_nothing if log is None else log.drain,
+            nudge=_nothing if log is None else log.nudge,
+            muted=PROBES | set(self._endpoints),
+            count_error=count_error,
+            report=self.failures.report,
+        )
+
+    def door(self, port: Port[T]) -> Any:
+        """`open` and `head` of a port in C, or None."""
+        if self.core is None:
+            return None
+        ids, protocol = self.settings.ids, port.protocol
+        return speed.Door(
+            core=self.core,
+            exchange=protocol.exchange,
+            requests=not protocol.exchange.websocket,
+            request=protocol.name(ids.request_header),
+            correlation=protocol.name(ids.correlation_header) if ids.correlation_header else None,
+            head=port.head,
+            wanted=port.wanted,
+        )
 
     def failure(self, exchange: Exchange, error: Exception) -> Response:
         """The answer to a request whose handler raised `error`: what it was is told to developers
@@ -385,7 +437,7 @@ class Port(Generic[T]):
     lower-case names.
     """
 
-    __slots__ = ("head", "open", "plan", "protocol", "wanted")
+    __slots__ = ("door", "head", "open", "plan", "protocol", "wanted")
 
     def __init__(self, protocol: Protocol[T], plan: Plan) -> None:
         self.protocol = protocol
@@ -396,6 +448,9 @@ class Port(Generic[T]):
         self.open = plan.open_with(self.protocol.exchange)
         self.head = plan.head_with(self.protocol)
         self.wanted = {self.protocol.incoming(name): name for name in plan.wanted}
+        self.door = plan.door(self)
+        if self.door is not None:
+            self.open, self.head = self.door.open, self.door.head
 
 
 def _without_ours(

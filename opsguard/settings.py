@@ -606,6 +606,7 @@ class _Reading:
 
         found: dict[str, _Said] = {}
         known = {variable for option in options().values() for variable in option.variables}
+        known.add("OPSGUARD_PURE")  # read at import: see opsguard.accelerator
         for key, option in options().items():
             for variable in option.variables:
                 text = environ.get(variable)

@@ -22,7 +22,16 @@ import pytest
 # The house from the ground up. A room imports from floors below it. From its own floor it imports
 # other rooms by their front door only, and never in a circle. Type-only imports may look up.
 FLOORS: dict[str, set[str]] = {
-    "values": {"addresses", "clock", "context", "exceptions", "http", "ids", "settings"},
+    "values": {
+        "accelerator",
+        "addresses",
+        "clock",
+        "context",
+        "exceptions",
+        "http",
+        "ids",
+        "settings",
+    },
     "primitives": {
         *("errors", "failures", "hardening", "health", "keys", "lifecycle", "limiter"),
         *("logging", "metrics", "problems", "redaction", "tracing", "views"),

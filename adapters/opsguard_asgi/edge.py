@@ -9,6 +9,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Awaitable
 
+from opsguard.accelerator import speed
 from opsguard.context import current
 from opsguard.exchange import Exchange
 from opsguard.http import Response
@@ -23,6 +24,7 @@ from opsguard_asgi.types import (
     Receive,
     Scope,
     Send,
+    collect,
     open_exchange,
 )
 from opsguard_asgi.websocket import refuse_websocket, websocket_of
@@ -98,7 +100,21 @@ def serve(
                 exchange.close()
             current.set(None)
 
-    return http
+    if port.door is None:
+        return http
+    twin: ASGIApp = speed.Edge(
+        app=app,
+        port=port,
+        http=http,
+        key=KEY,
+        endpoint=endpoint,
+        label=label,
+        reply=_reply,
+        failed=_failed,
+        observed=_observed,
+        collect=collect,
+    )
+    return twin
 
 
 async def send_response(response: Response, send: Send) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "collect",
     "open_exchange",
 ]
 
@@ -86,7 +87,7 @@ def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     wanted, headers = port.wanted, None
     # Most requests have none of them: one look through all names in C, and no more.
     if not wanted.keys().isdisjoint(map(_name_of, scope["headers"])):
-        headers = _collect(wanted, scope["headers"])
+        headers = collect(wanted, scope["headers"])
     path = routed = scope["path"]
     root = scope.get("root_path")
     if root and path.startswith(root):
@@ -98,7 +99,7 @@ def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     return exchange
 
 
-def _collect(wanted: Mapping[bytes, str], pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def collect(wanted: Mapping[bytes, str], pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The wanted headers. One that came twice is joined (RFC 9110, section 5.3): no id matches."""
     headers: dict[str, str] = {}
     for key, value in pairs:

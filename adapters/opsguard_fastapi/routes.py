@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Host, Match, Mount
 from starlette.types import Receive, Scope, Send
 
+from opsguard.accelerator import speed
 from opsguard_asgi import KEY, refuse
 
 __all__ = ["hook_routes", "late_label"]
@@ -112,7 +113,19 @@ def _hook_leaf(route: BaseRoute) -> None:
         reply = exchange.enter(template, endpoint)
         return handle(scope, receive, send) if reply is None else refuse(reply, scope, send)
 
-    _set_handle(route, hooked)
+    twin = hooked
+    if speed is not None:
+        twin = speed.Hook(
+            handle=handle,
+            hooked=hooked,
+            methods=frozenset(methods) if methods else None,
+            template=own,
+            endpoint=endpoint,
+            key=KEY,
+            prefix=_PREFIX,
+            refuse=refuse,
+        )
+    _set_handle(route, twin)
 
 
 def _hook_mount(mount: Mount | Host) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from opsguard.accelerator import speed
 from opsguard.clock import Clock
 from opsguard.logging.access import LOGGER, AccessLine
 from opsguard.logging.encode import quote, utc_second
@@ -80,12 +81,16 @@ class AccessLog:
         offset = self._wall() - self._elapsed()
         logger = self._logger
         listened = bool(logger.handlers or logger.filters or logger.level)
+        fast = None if speed is None or listened else speed.take_lines
         second, moment = -1.0, ""
         lines: list[str] = []
         urgent = False
         while True:
             try:
-                exchange = take()
+                if fast is None:
+                    exchange = take()
+                elif (exchange := fast(take, templates, offset, lines)) is None:
+                    break
             except IndexError:
                 break
             try:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from opsguard.accelerator import speed
 from opsguard.http import METHODS
 from opsguard.metrics.families import Family
 
@@ -69,6 +70,10 @@ class RouteSeries:
         self.received = received
         self.sent = sent
         self.outcomes: dict[int, tuple[int, int]] = {}
+
+
+if speed is not None and not TYPE_CHECKING:
+    RouteSeries = speed.RouteSeries
 
 
 class HttpMetrics:
@@ -149,9 +154,27 @@ class HttpMetrics:
             ("endpoint",),
         )
         self.routes: dict[tuple[str, str], RouteSeries] = {}
+        self.recorder: Any = self._recorder()
+
+    def _recorder(self) -> Any:
+        """`begin` and `record` in C, or None."""
+        if speed is None or not self._store.gil:
+            return None
+        return speed.Recorder(
+            store=self._store,
+            routes=self.routes,
+            resolve=self._resolve,
+            outcome=self._outcome,
+            unmatched=UNMATCHED,
+            seconds=self._seconds,
+            sizes=SIZE_BUCKETS,
+        )
 
     def begin_with(self) -> Callable[[Exchange], None]:
         """The function that says: this request's route is known, it is in progress."""
+        if self.recorder is not None:
+            fast: Callable[[Exchange], None] = self.recorder.begin
+            return fast
         store, routes, resolve = self._store, self.routes, self._resolve
 
         def begin(exchange: Exchange) -> None:
@@ -171,6 +194,9 @@ class HttpMetrics:
 
     def record_with(self) -> Callable[[Exchange], None]:
         """The function that records one request, which has ended."""
+        if self.recorder is not None:
+            fast: Callable[[Exchange], None] = self.recorder.record
+            return fast
         store, seconds, outcome, resolve = self._store, self._seconds, self._outcome, self.series
         last, size_last = len(seconds) + 1, len(SIZE_BUCKETS) + 1
 

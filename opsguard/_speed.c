@@ -1,0 +1,2230 @@
+/* The request path once more, in C: an optional twin of `plan`, `metrics.http`, `opsguard_asgi.edge`
+ * and `opsguard_fastapi.routes`.
+ *
+ * The Python code is the reference. What is here does the same for the usual request and hands the
+ * unusual one to the Python function that it was given: a header the app sets itself, a failure, an
+ * answer of ours. It is used under the GIL only, and in the main interpreter only, so a function
+ * that calls no Python code is one step to all other threads.
+ *
+ * References: a local holds what it borrowed from a structure only as long as nothing is called.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <pthread.h>
+#include <time.h>
+
+#ifdef Py_GIL_DISABLED
+#error "the accelerator relies on the GIL"
+#endif
+
+static PyObject *zero;
+static struct {
+    PyObject *type, *http, *method, *path, *root_path, *client, *headers, *status, *body, *more_body;
+    PyObject *start, *body_kind, *pathsend, *door, *cells, *throw, *close, *fastapi;
+    PyObject *site_close, *site_enter, *site_open, *enter_by, *name_by;
+} names;
+
+static PyTypeObject ExchangeType, SeriesType, RecorderType, CoreType, DoorType, EdgeType, RespondType,
+    WatchType, HookType;
+
+/* Small tools ---------------------------------------------------------------------------------- */
+
+/* The exception that is set, taken off; NULL if none is. */
+static PyObject *
+take_error(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    if (type == NULL)
+        return NULL;
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace != NULL)
+        PyException_SetTraceback(error, trace);
+    Py_DECREF(type);
+    Py_XDECREF(trace);
+    return error;
+#endif
+}
+
+/* Set it again; takes the reference. NULL: none. */
+static void
+give_error(PyObject *error)
+{
+    if (error == NULL)
+        return;
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(error);
+#else
+    PyErr_Restore(Py_NewRef(Py_TYPE(error)), error, PyException_GetTraceback(error));
+#endif
+}
+
+/* Replace what a field holds. */
+static inline void
+put(PyObject **field, PyObject *value)
+{
+    PyObject *old = *field;
+    *field = Py_NewRef(value);
+    Py_XDECREF(old);
+}
+
+/* mapping[key], new reference; NULL without an exception if there is none. */
+static PyObject *
+item(PyObject *mapping, PyObject *key)
+{
+    PyObject *found;
+    if (PyDict_CheckExact(mapping)) {
+        found = PyDict_GetItemWithError(mapping, key);
+        return Py_XNewRef(found);
+    }
+    found = PyObject_GetItem(mapping, key);
+    if (found == NULL && PyErr_ExceptionMatches(PyExc_KeyError))
+        PyErr_Clear();
+    return found;
+}
+
+/* As `item`, but what is not there is a KeyError. */
+static PyObject *
+needed(PyObject *mapping, PyObject *key)
+{
+    PyObject *found = item(mapping, key);
+    if (found == NULL && !PyErr_Occurred())
+        PyErr_SetObject(PyExc_KeyError, key);
+    return found;
+}
+
+/* text == other; -1 with an exception. */
+static inline int
+same(PyObject *text, PyObject *other)
+{
+    return text == other ? 1 : PyObject_RichCompareBool(text, other, Py_EQ);
+}
+
+/* As time.perf_counter, whose clock and rounding these are. */
+static inline double
+now(void)
+{
+#ifdef __APPLE__
+    return (double)clock_gettime_nsec_np(CLOCK_UPTIME_RAW) / 1e9;
+#else
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return (double)((long long)at.tv_sec * 1000000000LL + at.tv_nsec) / 1e9;
+#endif
+}
+
+/* Ids ------------------------------------------------------------------------------------------ */
+
+enum { ID_BYTES = 16, POOL = 128 };
+static unsigned char pool[POOL * ID_BYTES];
+static int pooled; /* ids left in the pool */
+static PyObject *urandom;
+
+static void
+forget_pool(void)
+{
+    pooled = 0; /* a forked child must not repeat the parent's ids */
+}
+
+static PyObject *
+fresh(void)
+{
+    static const char digits[] = "0123456789abcdef";
+    if (pooled == 0) {
+        PyObject *bytes = PyObject_CallFunction(urandom, "i", POOL * ID_BYTES);
+        if (bytes == NULL)
+            return NULL;
+        if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != POOL * ID_BYTES) {
+            Py_DECREF(bytes);
+            PyErr_SetString(PyExc_OSError, "os.urandom gave too little");
+            return NULL;
+        }
+        memcpy(pool, PyBytes_AS_STRING(bytes), sizeof pool);
+        pooled = POOL;
+        Py_DECREF(bytes);
+    }
+    PyObject *text = PyUnicode_New(2 * ID_BYTES, 127);
+    if (text == NULL)
+        return NULL;
+    Py_UCS1 *out = PyUnicode_1BYTE_DATA(text);
+    const unsigned char *in = pool + --pooled * ID_BYTES;
+    for (int i = 0; i < ID_BYTES; i++) {
+        *out++ = digits[in[i] >> 4];
+        *out++ = digits[in[i] & 15];
+    }
+    return text;
+}
+
+/* Exchange ------------------------------------------------------------------------------------- */
+
+typedef struct Core Core;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *client, *correlation_id, *endpoint, *error, *fields, *marked, *method, *path, *plan;
+    PyObject *reply, *request_id, *series, *source, *status, *work;
+    Core *core; /* of a request that was opened here; a websocket has none */
+    double started, first_byte, ended;
+    long long received, sent;
+    char closed, left, uploads;
+} Exchange;
+
+#define OBJECT(name) {#name, T_OBJECT_EX, offsetof(Exchange, name), 0, NULL}
+static PyMemberDef exchange_members[] = {
+    OBJECT(client), OBJECT(correlation_id), OBJECT(endpoint), OBJECT(error), OBJECT(fields),
+    OBJECT(marked), OBJECT(method), OBJECT(path), OBJECT(plan), OBJECT(reply), OBJECT(request_id),
+    OBJECT(series), OBJECT(source), OBJECT(status), OBJECT(work),
+    {"started", T_DOUBLE, offsetof(Exchange, started), 0, NULL},
+    {"first_byte", T_DOUBLE, offsetof(Exchange, first_byte), 0, NULL},
+    {"ended", T_DOUBLE, offsetof(Exchange, ended), 0, NULL},
+    {"received", T_LONGLONG, offsetof(Exchange, received), 0, NULL},
+    {"sent", T_LONGLONG, offsetof(Exchange, sent), 0, NULL},
+    {"closed", T_BOOL, offsetof(Exchange, closed), 0, NULL},
+    {"left", T_BOOL, offsetof(Exchange, left), 0, NULL},
+    {"uploads", T_BOOL, offsetof(Exchange, uploads), 0, NULL},
+    {NULL},
+};
+
+#define EXCHANGE_OBJECTS(X) \
+    X(client) X(correlation_id) X(endpoint) X(error) X(fields) X(marked) X(method) X(path) X(plan) \
+    X(reply) X(request_id) X(series) X(source) X(status) X(work) X(core)
+
+static int
+exchange_traverse(Exchange *self, visitproc visit, void *arg)
+{
+#define VISIT(name) Py_VISIT(self->name);
+    EXCHANGE_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+exchange_clear(Exchange *self)
+{
+#define CLEAR(name) Py_CLEAR(self->name);
+    EXCHANGE_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+exchange_dealloc(Exchange *self)
+{
+    PyObject_GC_UnTrack(self);
+    exchange_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject ExchangeType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Fields",
+    .tp_doc = "The attributes of an Exchange.",
+    .tp_basicsize = sizeof(Exchange),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_dealloc = (destructor)exchange_dealloc,
+    .tp_traverse = (traverseproc)exchange_traverse,
+    .tp_clear = (inquiry)exchange_clear,
+    .tp_members = exchange_members,
+};
+
+static Exchange *
+as_exchange(PyObject *object)
+{
+    if (PyObject_TypeCheck(object, &ExchangeType))
+        return (Exchange *)object;
+    PyErr_Format(PyExc_TypeError, "an Exchange is needed, not %s", Py_TYPE(object)->tp_name);
+    return NULL;
+}
+
+static inline int
+is_set(PyObject *field)
+{
+    return field != NULL && field != Py_None;
+}
+
+/* The status as a number; -1 with an exception. 0: none yet. */
+static long
+status_of(Exchange *x)
+{
+    return x->status == NULL ? 0 : PyLong_AsLong(x->status);
+}
+
+/* RouteSeries ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *method, *endpoint, *outcomes;
+    Py_ssize_t in_progress, first_byte, received, sent;
+} Series;
+
+static PyMemberDef series_members[] = {
+    {"method", T_OBJECT_EX, offsetof(Series, method), 0, NULL},
+    {"endpoint", T_OBJECT_EX, offsetof(Series, endpoint), 0, NULL},
+    {"outcomes", T_OBJECT_EX, offsetof(Series, outcomes), READONLY, NULL},
+    {"in_progress", T_PYSSIZET, offsetof(Series, in_progress), 0, NULL},
+    {"first_byte", T_PYSSIZET, offsetof(Series, first_byte), 0, NULL},
+    {"received", T_PYSSIZET, offsetof(Series, received), 0, NULL},
+    {"sent", T_PYSSIZET, offsetof(Series, sent), 0, NULL},
+    {NULL},
+};
+
+static PyObject *
+series_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"method", "endpoint", "in_progress", "first_byte", "received", "sent", NULL};
+    PyObject *method, *endpoint;
+    Py_ssize_t in_progress, first_byte, received, sent;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOnnnn", keys, &method, &endpoint, &in_progress,
+                                     &first_byte, &received, &sent))
+        return NULL;
+    Series *self = (Series *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->method = Py_NewRef(method);
+    self->endpoint = Py_NewRef(endpoint);
+    self->in_progress = in_progress;
+    self->first_byte = first_byte;
+    self->received = received;
+    self->sent = sent;
+    self->outcomes = PyDict_New();
+    if (self->outcomes == NULL)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static int
+series_traverse(Series *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->method);
+    Py_VISIT(self->endpoint);
+    Py_VISIT(self->outcomes);
+    return 0;
+}
+
+static int
+series_clear(Series *self)
+{
+    Py_CLEAR(self->method);
+    Py_CLEAR(self->endpoint);
+    Py_CLEAR(self->outcomes);
+    return 0;
+}
+
+static void
+series_dealloc(Series *self)
+{
+    PyObject_GC_UnTrack(self);
+    series_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject SeriesType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.RouteSeries",
+    .tp_doc = "The cells of one (method, endpoint).",
+    .tp_basicsize = sizeof(Series),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = series_new,
+    .tp_dealloc = (destructor)series_dealloc,
+    .tp_traverse = (traverseproc)series_traverse,
+    .tp_clear = (inquiry)series_clear,
+    .tp_members = series_members,
+};
+
+/* Recorder: begin and record of HttpMetrics ----------------------------------------------------- */
+
+typedef struct {
+    Py_ssize_t count;
+    double *edges;
+} Buckets;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *store, *routes, *resolve, *outcome, *unmatched;
+    PyObject *cells; /* the memoryview that `view` was taken of */
+    Py_buffer view;
+    Buckets seconds, sizes;
+} Recorder;
+
+static int
+buckets_of(PyObject *edges, Buckets *buckets)
+{
+    PyObject *tuple = PySequence_Tuple(edges);
+    if (tuple == NULL)
+        return -1;
+    buckets->count = PyTuple_GET_SIZE(tuple);
+    buckets->edges = PyMem_New(double, buckets->count + 1);
+    if (buckets->edges == NULL) {
+        Py_DECREF(tuple);
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < buckets->count; i++)
+        buckets->edges[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, i));
+    Py_DECREF(tuple);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static inline Py_ssize_t
+bisect_left(const Buckets *buckets, double value)
+{
+    Py_ssize_t low = 0, high = buckets->count;
+    while (low < high) {
+        Py_ssize_t middle = (low + high) / 2;
+        if (buckets->edges[middle] < value)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static PyObject *
+recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"store", "routes", "resolve", "outcome", "unmatched", "seconds", "sizes", NULL};
+    PyObject *store, *routes, *resolve, *outcome, *unmatched, *seconds, *sizes;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!OOUOO", keys, &store, &PyDict_Type, &routes,
+                                     &resolve, &outcome, &unmatched, &seconds, &sizes))
+        return NULL;
+    Recorder *self = (Recorder *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->store = Py_NewRef(store);
+    self->routes = Py_NewRef(routes);
+    self->resolve = Py_NewRef(resolve);
+    self->outcome = Py_NewRef(outcome);
+    self->unmatched = Py_NewRef(unmatched);
+    if (buckets_of(seconds, &self->seconds) < 0 || buckets_of(sizes, &self->sizes) < 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static int
+recorder_traverse(Recorder *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->store);
+    Py_VISIT(self->routes);
+    Py_VISIT(self->resolve);
+    Py_VISIT(self->outcome);
+    Py_VISIT(self->cells);
+    return 0;
+}
+
+static int
+recorder_clear(Recorder *self)
+{
+    if (self->cells != NULL) {
+        PyBuffer_Release(&self->view);
+        Py_CLEAR(self->cells);
+    }
+    Py_CLEAR(self->store);
+    Py_CLEAR(self->routes);
+    Py_CLEAR(self->resolve);
+    Py_CLEAR(self->outcome);
+    Py_CLEAR(self->unmatched);
+    return 0;
+}
+
+static void
+recorder_dealloc(Recorder *self)
+{
+    PyObject_GC_UnTrack(self);
+    recorder_clear(self);
+    PyMem_Free(self->seconds.edges);
+    PyMem_Free(self->sizes.edges);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* The store's cells as they are now; NULL with an exception. Valid until Python code runs: a store
+ * that is opened, or adopted by a forked child, has other cells.
+ */
+static double *
+cells_of(Recorder *self, Py_ssize_t highest)
+{
+    PyObject *cells = PyObject_GetAttr(self->store, names.cells);
+    if (cells == NULL)
+        return NULL;
+    if (cells == self->cells)
+        Py_DECREF(cells);
+    else {
+        Py_buffer view;
+        if (PyObject_GetBuffer(cells, &view, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_ND) < 0) {
+            Py_DECREF(cells);
+            return NULL;
+        }
+        if (view.itemsize != sizeof(double) || view.format == NULL || strcmp(view.format, "d") != 0) {
+            PyBuffer_Release(&view);
+            Py_DECREF(cells);
+            PyErr_SetString(PyExc_TypeError, "cells are doubles");
+            return NULL;
+        }
+        PyObject *old = self->cells;
+        Py_buffer old_view = self->view;
+        self->cells = cells;
+        self->view = view;
+        if (old != NULL) {
+            PyBuffer_Release(&old_view);
+            Py_DECREF(old);
+        }
+    }
+    if (highest >= self->view.len / (Py_ssize_t)sizeof(double)) {
+        PyErr_SetString(PyExc_IndexError, "no such cell");
+        return NULL;
+    }
+    return self->view.buf;
+}
+
+/* The series of (method, endpoint), new reference. */
+static Series *
+series_for(Recorder *self, Exchange *x)
+{
+    PyObject *endpoint = is_set(x->endpoint) ? x->endpoint : self->unmatched;
+    PyObject *method = x->method == NULL ? Py_None : x->method;
+    PyObject *key = PyTuple_Pack(2, method, endpoint);
+    if (key == NULL)
+        return NULL;
+    PyObject *found = Py_XNewRef(PyDict_GetItemWithError(self->routes, key));
+    if (found == NULL && !PyErr_Occurred())
+        found = PyObject_Call(self->resolve, key, NULL);
+    Py_DECREF(key);
+    if (found != NULL && !Py_IS_TYPE(found, &SeriesType)) {
+        PyErr_SetString(PyExc_TypeError, "a RouteSeries is needed");
+        Py_CLEAR(found);
+    }
+    return (Series *)found;
+}
+
+static int
+begin(Recorder *self, Exchange *x)
+{
+    Series *series = series_for(self, x);
+    if (series == NULL)
+        return -1;
+    double *cells = cells_of(self, series->in_progress);
+    if (cells == NULL) {
+        Py_DECREF(series);
+        return -1;
+    }
+    cells[series->in_progress] += 1.0;
+    put(&x->series, (PyObject *)series);
+    Py_DECREF(series);
+    return 0;
+}
+
+static int
+record(Recorder *self, Exchange *x)
+{
+    Series *series;
+    double begun = 1.0;
+    if (x->series != NULL && Py_IS_TYPE(x->series, &SeriesType))
+        series = (Series *)Py_NewRef(x->series);
+    else { /* its route was never entered */
+        series = series_for(self, x);
+        begun = 0.0;
+        if (series == NULL)
+            return -1;
+    }
+    PyObject *status = Py_NewRef(x->status == NULL ? zero : x->status);
+    PyObject *found = Py_XNewRef(PyDict_GetItemWithError(series->outcomes, status));
+    if (found == NULL && !PyErr_Occurred())
+        found = PyObject_CallFunctionObjArgs(self->outcome, (PyObject *)series, status, NULL);
+    Py_DECREF(status);
+    Py_ssize_t count, total;
+    if (found == NULL || !PyArg_ParseTuple(found, "nn", &count, &total)) {
+        Py_XDECREF(found);
+        Py_DECREF(series);
+        return -1;
+    }
+    Py_DECREF(found);
+    double duration = x->ended - x->started;
+    double first_byte = (x->first_byte != 0.0 ? x->first_byte : x->ended) - x->started;
+    double sent = (double)x->sent, received = (double)x->received;
+    Py_ssize_t last = self->seconds.count + 1, size_last = self->sizes.count + 1;
+    Py_ssize_t early = series->first_byte, body = series->sent, upload = series->received;
+    Py_ssize_t open = series->in_progress, highest = count;
+    Py_DECREF(series);
+#define HIGHEST(index) if ((index) > highest) highest = (index)
+    HIGHEST(total + last);
+    HIGHEST(early + last);
+    HIGHEST(body + size_last);
+    HIGHEST(upload + size_last);
+    HIGHEST(open);
+    double *cells = cells_of(self, highest);
+    if (cells == NULL)
+        return -1;
+    cells[count] += 1.0;
+    cells[total + bisect_left(&self->seconds, duration)] += 1.0;
+    cells[total + last] += duration;
+    cells[early + bisect_left(&self->seconds, first_byte)] += 1.0;
+    cells[early + last] += first_byte;
+    cells[body + bisect_left(&self->sizes, sent)] += 1.0;
+    cells[body + size_last] += sent;
+    cells[upload + bisect_left(&self->sizes, received)] += 1.0;
+    cells[upload + size_last] += received;
+    cells[open] -= begun;
+    return 0;
+}
+
+static PyObject *
+recorder_begin(Recorder *self, PyObject *exchange)
+{
+    Exchange *x = as_exchange(exchange);
+    if (x == NULL || begin(self, x) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+recorder_record(Recorder *self, PyObject *exchange)
+{
+    Exchange *x = as_exchange(exchange);
+    if (x == NULL || record(self, x) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef recorder_methods[] = {
+    {"begin", (PyCFunction)recorder_begin, METH_O, "As HttpMetrics.begin_with()."},
+    {"record", (PyCFunction)recorder_record, METH_O, "As HttpMetrics.record_with()."},
+    {NULL},
+};
+
+static PyTypeObject RecorderType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Recorder",
+    .tp_basicsize = sizeof(Recorder),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = recorder_new,
+    .tp_dealloc = (destructor)recorder_dealloc,
+    .tp_traverse = (traverseproc)recorder_traverse,
+    .tp_clear = (inquiry)recorder_clear,
+    .tp_methods = recorder_methods,
+};
+
+/* Core: enter and close of a Plan --------------------------------------------------------------- */
+
+struct Core {
+    PyObject_HEAD
+    PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record;
+    PyObject *queue, *append, *drain, *nudge, *muted, *count_error, *report;
+    Py_ssize_t most;
+};
+
+#define CORE_OBJECTS(X) \
+    X(plan) X(current) X(endpoints) X(edge) X(identify) X(resolve) X(route) X(begin) X(record) \
+    X(queue) X(append) X(drain) X(nudge) X(muted) X(count_error) X(report)
+
+static PyObject *
+core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"plan",   "current", "endpoints", "edge",  "identify",    "resolve",
+                           "route",  "begin",   "record",    "queue", "most",        "drain",
+                           "nudge",  "muted",   "count_error", "report", NULL};
+    PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record, *queue;
+    PyObject *drain, *nudge, *muted, *count_error, *report, *append = NULL;
+    Py_ssize_t most;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OO", keys, &plan,
+                                     &PyContextVar_Type, &current, &PyDict_Type, &endpoints, &edge,
+                                     &identify, &resolve, &route, &begin, &record, &queue, &most, &drain,
+                                     &nudge, &PyFrozenSet_Type, &muted, &count_error, &report))
+        return NULL;
+    append = queue == Py_None ? Py_NewRef(Py_None) : PyObject_GetAttrString(queue, "append");
+    if (append == NULL)
+        return NULL;
+    Core *self = (Core *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        Py_DECREF(append);
+        return NULL;
+    }
+#define KEEP(name) self->name = Py_NewRef(name);
+    CORE_OBJECTS(KEEP)
+    Py_DECREF(append);
+    self->most = most;
+    return (PyObject *)self;
+}
+
+static int
+core_traverse(Core *self, visitproc visit, void *arg)
+{
+    CORE_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+core_clear(Core *self)
+{
+    CORE_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+core_dealloc(Core *self)
+{
+    PyObject_GC_UnTrack(self);
+    core_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* Report the exception that is set, if it is an Exception; else leave it. 0 or -1. */
+static int
+reported(Core *self, PyObject *site)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    PyObject *error = take_error();
+    PyObject *done = PyObject_CallFunctionObjArgs(self->report, site, error, NULL);
+    Py_DECREF(error);
+    if (done == NULL)
+        return -1;
+    Py_DECREF(done);
+    return 0;
+}
+
+/* The route is known: None, or an answer to send instead; new reference. */
+static PyObject *
+enter(Core *self, Exchange *x)
+{
+    if (self->begin != Py_None) {
+        PyObject *done = PyObject_CallOneArg(self->begin, (PyObject *)x);
+        if (done == NULL && reported(self, names.site_enter) < 0)
+            return NULL;
+        Py_XDECREF(done);
+    }
+    if (self->route == Py_None)
+        Py_RETURN_NONE;
+    return PyObject_CallOneArg(self->route, (PyObject *)x);
+}
+
+static int
+queue_up(Core *self, Exchange *x, long status)
+{
+    if (self->queue == Py_None)
+        return 0;
+    if (status < 400) {
+        int quiet = PySet_Contains(self->muted, x->endpoint == NULL ? Py_None : x->endpoint);
+        if (quiet)
+            return quiet < 0 ? -1 : 0;
+    }
+    PyObject *done = PyObject_CallOneArg(self->append, (PyObject *)x);
+    if (done == NULL)
+        return -1;
+    Py_DECREF(done);
+    Py_ssize_t waiting = PyObject_Size(self->queue);
+    if (waiting < 0)
+        return -1;
+    PyObject *next = waiting >= self->most || status >= 500 ? self->drain
+                     : waiting == 1                         ? self->nudge
+                                                            : NULL;
+    if (next == NULL)
+        return 0;
+    done = PyObject_CallNoArgs(next);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+enum { CLIENT_LEFT = 499 };
+
+static int
+close_it(Core *self, Exchange *x)
+{
+    long status = status_of(x);
+    if (status == -1 && PyErr_Occurred())
+        return -1;
+    if (x->ended == 0.0 || status == 0 || x->left) {
+        if (x->ended == 0.0)
+            x->ended = now();
+        if (x->left || (!is_set(x->error) && status != 0))
+            status = CLIENT_LEFT;
+        else if (status == 0)
+            status = 500;
+        PyObject *number = PyLong_FromLong(status);
+        if (number == NULL)
+            return -1;
+        put(&x->status, number);
+        Py_DECREF(number);
+    }
+    if (self->record != Py_None) {
+        PyObject *done = PyObject_CallOneArg(self->record, (PyObject *)x);
+        if (done != NULL && (status >= 500 || is_set(x->error)))
+            Py_SETREF(done, PyObject_CallOneArg(self->count_error, (PyObject *)x));
+        if (done == NULL)
+            return -1;
+        Py_DECREF(done);
+    }
+    return queue_up(self, x, status);
+}
+
+/* The request is over. Our own failures are reported. */
+static int
+close_exchange(Core *self, Exchange *x)
+{
+    x->closed = 1;
+    put(&x->source, Py_None);
+    return close_it(self, x) < 0 ? reported(self, names.site_close) : 0;
+}
+
+/* The last byte is out, as Exchange.finish. */
+static int
+finish_exchange(Core *self, Exchange *x)
+{
+    if (x->closed)
+        return 0;
+    x->ended = now();
+    long status = status_of(x);
+    if (status == -1 && PyErr_Occurred())
+        return -1;
+    return status < 500 ? close_exchange(self, x) : 0;
+}
+
+static PyObject *
+core_enter(Core *self, PyObject *exchange)
+{
+    Exchange *x = as_exchange(exchange);
+    return x == NULL ? NULL : enter(self, x);
+}
+
+static PyObject *
+core_close(Core *self, PyObject *exchange)
+{
+    Exchange *x = as_exchange(exchange);
+    if (x == NULL || close_exchange(self, x) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef core_methods[] = {
+    {"enter", (PyCFunction)core_enter, METH_O, "As Plan.enter."},
+    {"close", (PyCFunction)core_close, METH_O, "As Plan.close."},
+    {NULL},
+};
+
+static PyTypeObject CoreType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Core",
+    .tp_basicsize = sizeof(Core),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = core_new,
+    .tp_dealloc = (destructor)core_dealloc,
+    .tp_traverse = (traverseproc)core_traverse,
+    .tp_clear = (inquiry)core_clear,
+    .tp_methods = core_methods,
+};
+
+/* Door: open and head of a Port ----------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    Core *core;
+    PyTypeObject *exchange;
+    PyObject *request, *correlation; /* our headers' names; the second may be None */
+    PyObject *slow_head, *wanted;
+    unsigned long long lengths; /* bit n: a wanted name has n characters */
+    int requests;               /* its exchanges are requests, not websockets */
+} Door;
+
+#define DOOR_OBJECTS(X) X(core) X(exchange) X(request) X(correlation) X(slow_head) X(wanted)
+
+static PyObject *
+door_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"core", "exchange", "requests", "request", "correlation", "head", "wanted", NULL};
+    PyObject *core, *exchange, *request, *correlation, *slow_head, *wanted;
+    int requests;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!O!pOOOO!", keys, &CoreType, &core, &PyType_Type,
+                                     &exchange, &requests, &request, &correlation, &slow_head,
+                                     &PyDict_Type, &wanted))
+        return NULL;
+    if (!PyType_IsSubtype((PyTypeObject *)exchange, &ExchangeType)) {
+        PyErr_SetString(PyExc_TypeError, "a type of Exchange is needed");
+        return NULL;
+    }
+    Door *self = (Door *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->core = (Core *)Py_NewRef(core);
+    self->exchange = (PyTypeObject *)Py_NewRef(exchange);
+    self->request = Py_NewRef(request);
+    self->correlation = Py_NewRef(correlation);
+    self->slow_head = Py_NewRef(slow_head);
+    self->wanted = Py_NewRef(wanted);
+    self->requests = requests;
+    PyObject *name;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(wanted, &at, &name, NULL)) {
+        Py_ssize_t length = PyObject_Size(name);
+        if (length < 0) {
+            Py_DECREF(self);
+            return NULL;
+        }
+        self->lengths |= 1ULL << (length & 63);
+    }
+    return (PyObject *)self;
+}
+
+static int
+door_traverse(Door *self, visitproc visit, void *arg)
+{
+    DOOR_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+door_clear(Door *self)
+{
+    DOOR_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+door_dealloc(Door *self)
+{
+    PyObject_GC_UnTrack(self);
+    door_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* As the function of Plan.open_with; new reference. */
+static Exchange *
+open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, PyObject *peer,
+              PyObject *headers, PyObject *source)
+{
+    Core *core = self->core;
+    Exchange *x = (Exchange *)self->exchange->tp_alloc(self->exchange, 0);
+    if (x == NULL)
+        return NULL;
+    x->started = now();
+    x->plan = Py_NewRef(core->plan);
+    x->method = Py_NewRef(method);
+    x->path = Py_NewRef(path);
+    x->client = Py_NewRef(peer);
+    x->source = Py_NewRef(source);
+    x->status = Py_NewRef(zero);
+    x->endpoint = Py_NewRef(Py_None);
+    x->series = Py_NewRef(Py_None);
+    x->fields = Py_NewRef(Py_None);
+    x->error = Py_NewRef(Py_None);
+    x->reply = Py_NewRef(Py_None);
+    x->work = Py_NewRef(Py_None);
+    if (self->requests)
+        x->core = (Core *)Py_NewRef(core);
+    if (headers == Py_None) {
+        x->request_id = fresh();
+        if (x->request_id == NULL)
+            goto failed;
+        x->correlation_id = Py_NewRef(x->request_id);
+    } else {
+        PyObject *done = PyObject_CallFunctionObjArgs(core->identify, (PyObject *)x, headers, NULL);
+        if (done == NULL)
+            goto failed;
+        Py_DECREF(done);
+    }
+    if (core->resolve != Py_None) {
+        PyObject *client = PyObject_CallFunctionObjArgs(core->resolve, peer, headers, NULL);
+        if (client == NULL)
+            goto failed;
+        put(&x->client, client);
+        Py_DECREF(client);
+    }
+    PyObject *token = PyContextVar_Set(core->current, (PyObject *)x);
+    if (token == NULL)
+        goto failed;
+    Py_DECREF(token);
+    PyObject *work = PyDict_GetItemWithError(core->endpoints, routed);
+    if (work != NULL) {
+        put(&x->work, work);
+        put(&x->endpoint, routed);
+    } else if (PyErr_Occurred())
+        goto failed;
+    else if (core->edge != Py_None) {
+        PyObject *reply = PyObject_CallOneArg(core->edge, (PyObject *)x);
+        if (reply == NULL)
+            goto failed;
+        put(&x->reply, reply);
+        Py_DECREF(reply);
+    }
+    return x;
+failed:
+    Py_DECREF(x);
+    return NULL;
+}
+
+static PyObject *
+door_open(Door *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 6) {
+        PyErr_SetString(PyExc_TypeError, "open() takes six arguments");
+        return NULL;
+    }
+    return (PyObject *)open_exchange(self, args[0], args[1], args[2], args[3], args[4], args[5]);
+}
+
+/* The characters of a name, bytes or ASCII text; NULL for anything else. */
+static const char *
+characters(PyObject *name, Py_ssize_t *length)
+{
+    if (PyBytes_CheckExact(name)) {
+        *length = PyBytes_GET_SIZE(name);
+        return PyBytes_AS_STRING(name);
+    }
+    if (PyUnicode_CheckExact(name) && PyUnicode_IS_COMPACT_ASCII(name)) {
+        *length = PyUnicode_GET_LENGTH(name);
+        return (const char *)PyUnicode_1BYTE_DATA(name);
+    }
+    return NULL;
+}
+
+/* Whether a name may be `ours`, whatever its case. */
+static int
+like(const char *text, Py_ssize_t length, PyObject *ours)
+{
+    Py_ssize_t expected = 0;
+    const char *wanted = ours == Py_None ? NULL : characters(ours, &expected);
+    if (wanted == NULL || expected != length)
+        return 0;
+    for (Py_ssize_t i = 0; i < length; i++)
+        if (Py_TOLOWER(text[i]) != Py_TOLOWER(wanted[i]))
+            return 0;
+    return 1;
+}
+
+/* A list of these headers with room for two more, or NULL without an exception where the function in
+ * Python has to look closer.
+ */
+static PyObject *
+copied(Door *self, PyObject *headers, Py_ssize_t extra)
+{
+    if (!PyList_CheckExact(headers) && !PyTuple_CheckExact(headers))
+        return NULL;
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(headers);
+    PyObject **pairs = PySequence_Fast_ITEMS(headers);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *pair = pairs[i];
+        if ((!PyTuple_CheckExact(pair) && !PyList_CheckExact(pair)) || PySequence_Fast_GET_SIZE(pair) != 2)
+            return NULL;
+        Py_ssize_t length = 0;
+        const char *text = characters(PySequence_Fast_ITEMS(pair)[0], &length);
+        if (text == NULL || like(text, length, self->request) || like(text, length, self->correlation))
+            return NULL;
+    }
+    PyObject *list = PyList_New(count + extra);
+    if (list == NULL)
+        return NULL;
+    if (PySequence_Fast_GET_SIZE(headers) != count) { /* the collector ran, and somebody's finalizer */
+        Py_DECREF(list);
+        return NULL;
+    }
+    pairs = PySequence_Fast_ITEMS(headers);
+    for (Py_ssize_t i = 0; i < count; i++)
+        PyList_SET_ITEM(list, i, Py_NewRef(pairs[i]));
+    return list;
+}
+
+/* An id as the protocol writes it; new reference. */
+static PyObject *
+value_of(Door *self, PyObject *id)
+{
+    return PyBytes_CheckExact(self->request) ? PyUnicode_AsUTF8String(id) : Py_NewRef(id);
+}
+
+/* As the function of Plan.head_with; new reference. */
+static PyObject *
+head(Door *self, Exchange *x, PyObject *status, PyObject *headers)
+{
+    int both = self->correlation != Py_None;
+    PyObject *list = copied(self, headers, 1 + both);
+    if (list == NULL || x->request_id == NULL || x->correlation_id == NULL) {
+        Py_XDECREF(list);
+        if (PyErr_Occurred())
+            return NULL;
+        return PyObject_CallFunctionObjArgs(self->slow_head, (PyObject *)x, status, headers, NULL);
+    }
+    put(&x->status, status);
+    x->first_byte = now();
+    Py_ssize_t at = PyList_GET_SIZE(list) - 1 - both;
+    PyObject *value = value_of(self, x->request_id);
+    PyObject *pair = value == NULL ? NULL : PyTuple_Pack(2, self->request, value);
+    if (pair == NULL)
+        goto failed;
+    PyList_SET_ITEM(list, at, pair);
+    if (both) {
+        if (x->correlation_id != x->request_id) {
+            Py_DECREF(value);
+            value = value_of(self, x->correlation_id);
+        }
+        pair = value == NULL ? NULL : PyTuple_Pack(2, self->correlation, value);
+        if (pair == NULL)
+            goto failed;
+        PyList_SET_ITEM(list, at + 1, pair);
+    }
+    Py_DECREF(value);
+    return list;
+failed:
+    Py_XDECREF(value);
+    Py_DECREF(list);
+    return NULL;
+}
+
+static PyObject *
+door_head(Door *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "head() takes three arguments");
+        return NULL;
+    }
+    Exchange *x = as_exchange(args[0]);
+    return x == NULL ? NULL : head(self, x, args[1], args[2]);
+}
+
+static PyMethodDef door_methods[] = {
+    {"open", (PyCFunction)(void (*)(void))door_open, METH_FASTCALL, "As Plan.open_with()."},
+    {"head", (PyCFunction)(void (*)(void))door_head, METH_FASTCALL, "As Plan.head_with()."},
+    {NULL},
+};
+
+static PyTypeObject DoorType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Door",
+    .tp_basicsize = sizeof(Door),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = door_new,
+    .tp_dealloc = (destructor)door_dealloc,
+    .tp_traverse = (traverseproc)door_traverse,
+    .tp_clear = (inquiry)door_clear,
+    .tp_methods = door_methods,
+};
+
+/* The ASGI edge --------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyObject *app, *port, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect;
+} Edge;
+
+#define EDGE_OBJECTS(X) \
+    X(app) X(port) X(http) X(key) X(endpoint) X(label) X(reply) X(failed) X(observed) X(collect)
+
+/* What an app is given for `send`. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    Edge *edge;
+    Door *door;
+    Exchange *exchange;
+    PyObject *scope, *send;
+} Respond;
+
+#define RESPOND_OBJECTS(X) X(edge) X(door) X(exchange) X(scope) X(send)
+
+/* An awaitable around another: a request, or the last message of its answer. Stands for the
+ * coroutines `http` and `_last` of opsguard_asgi.edge.
+ */
+typedef struct {
+    PyObject_HEAD
+    PyObject *inner; /* what is awaited now */
+    Edge *edge;      /* NULL: this is the last message */
+    Exchange *exchange;
+    PyObject *scope, *receive, *send, *respond, *message;
+    PyObject *error; /* what the app raised, while `_failed` runs */
+    char state, running;
+} Watch;
+
+enum { NEW, BEGUN, DONE };
+
+#define WATCH_OBJECTS(X) \
+    X(inner) X(edge) X(exchange) X(scope) X(receive) X(send) X(respond) X(message) X(error)
+
+/* What `await` would drive; takes the reference, which may be NULL with an exception. */
+static PyObject *
+driven(PyObject *awaitable)
+{
+    if (awaitable == NULL || PyCoro_CheckExact(awaitable) || PyGen_CheckExact(awaitable))
+        return awaitable;
+    PyAsyncMethods *methods = Py_TYPE(awaitable)->tp_as_async;
+    PyObject *iterator = NULL;
+    if (methods != NULL && methods->am_await != NULL)
+        iterator = methods->am_await(awaitable);
+    else
+        PyErr_Format(PyExc_TypeError, "object %.100s can't be used in 'await' expression",
+                     Py_TYPE(awaitable)->tp_name);
+    if (iterator != NULL && !PyIter_Check(iterator)) {
+        PyErr_Format(PyExc_TypeError, "__await__() returned non-iterator of type '%.100s'",
+                     Py_TYPE(iterator)->tp_name);
+        Py_CLEAR(iterator);
+    }
+    Py_DECREF(awaitable);
+    return iterator;
+}
+
+/* The wanted request headers as open() takes them: a dict or None; new reference. */
+static PyObject *
+wanted_headers(Edge *edge, Door *door, PyObject *pairs)
+{
+    int plain = PyList_CheckExact(pairs) || PyTuple_CheckExact(pairs);
+    Py_ssize_t count = plain ? PySequence_Fast_GET_SIZE(pairs) : 0;
+    PyObject **all = plain ? PySequence_Fast_ITEMS(pairs) : NULL;
+    int found = !plain;
+    for (Py_ssize_t i = 0; i < count && !found; i++) {
+        PyObject *pair = all[i];
+        if ((PyTuple_CheckExact(pair) || PyList_CheckExact(pair)) && PySequence_Fast_GET_SIZE(pair) == 2) {
+            PyObject *name = PySequence_Fast_ITEMS(pair)[0];
+            if (!PyBytes_CheckExact(name))
+                found = 1;
+            else if (door->lengths >> (PyBytes_GET_SIZE(name) & 63) & 1)
+                found = PyDict_Contains(door->wanted, name);
+        } else
+            found = 1;
+    }
+    if (found < 0)
+        return NULL;
+    if (!found)
+        Py_RETURN_NONE;
+    PyObject *headers = PyObject_CallFunctionObjArgs(edge->collect, door->wanted, pairs, NULL);
+    if (headers != NULL && PyDict_CheckExact(headers) && PyDict_GET_SIZE(headers) == 0) {
+        Py_DECREF(headers);
+        Py_RETURN_NONE;
+    }
+    return headers;
+}
+
+/* As open_exchange of opsguard_asgi.types; new reference. */
+static Exchange *
+open_scope(Edge *edge, Door *door, PyObject *scope)
+{
+    Exchange *x = NULL;
+    PyObject *method = NULL, *path = NULL, *routed = NULL, *root = NULL, *client = NULL;
+    PyObject *peer = NULL, *pairs = NULL, *headers = NULL;
+    int there;
+    if ((method = needed(scope, names.method)) == NULL || (pairs = needed(scope, names.headers)) == NULL
+        || (headers = wanted_headers(edge, door, pairs)) == NULL
+        || (path = needed(scope, names.path)) == NULL)
+        goto done;
+    routed = Py_NewRef(path);
+    root = item(scope, names.root_path);
+    if (root == NULL && PyErr_Occurred())
+        goto done;
+    if (root != NULL && PyUnicode_Check(root) && PyUnicode_GET_LENGTH(root) && PyUnicode_Check(path)) {
+        Py_ssize_t length = PyUnicode_GET_LENGTH(root), all = PyUnicode_GET_LENGTH(path);
+        there = (int)PyUnicode_Tailmatch(path, root, 0, all, -1);
+        if (there < 0)
+            goto done;
+        if (there) {
+            Py_SETREF(routed, PyUnicode_Substring(path, length, all));
+            if (routed == NULL)
+                goto done;
+        }
+    }
+    client = item(scope, names.client);
+    if (client == NULL && PyErr_Occurred())
+        goto done;
+    there = client == NULL ? 0 : PyObject_IsTrue(client);
+    if (there < 0)
+        goto done;
+    peer = there ? PySequence_GetItem(client, 0) : Py_NewRef(Py_None);
+    if (peer == NULL)
+        goto done;
+    there = PyObject_IsTrue(peer);
+    if (there < 0)
+        goto done;
+    if (!there)
+        Py_SETREF(peer, Py_NewRef(Py_None));
+    x = open_exchange(door, method, path, routed, peer, headers, scope);
+    if (x != NULL && PyDict_SetItem(scope, edge->key, (PyObject *)x) < 0)
+        Py_CLEAR(x);
+done:
+    Py_XDECREF(method);
+    Py_XDECREF(path);
+    Py_XDECREF(routed);
+    Py_XDECREF(root);
+    Py_XDECREF(client);
+    Py_XDECREF(peer);
+    Py_XDECREF(pairs);
+    Py_XDECREF(headers);
+    return x;
+}
+
+static Watch *
+watch_new(Edge *edge, PyObject *send)
+{
+    Watch *self = PyObject_GC_New(Watch, &WatchType);
+    if (self == NULL)
+        return NULL;
+    self->inner = self->scope = self->receive = self->respond = self->message = self->error = NULL;
+    self->exchange = NULL;
+    self->edge = (Edge *)Py_XNewRef(edge);
+    self->send = Py_NewRef(send);
+    self->state = NEW;
+    self->running = 0;
+    return self;
+}
+
+/* Respond */
+
+static PyObject *
+start_answer(Respond *self, PyObject *message)
+{
+    Exchange *x = self->exchange;
+    if (self->edge->label != Py_None && !is_set(x->endpoint)) {
+        PyObject *done = PyObject_CallMethodObjArgs((PyObject *)x, names.name_by, self->edge->label,
+                                                    self->scope, NULL);
+        if (done == NULL)
+            return NULL;
+        Py_DECREF(done);
+    }
+    PyObject *answer = NULL, *ours = NULL, *headers = NULL, *sent = NULL;
+    PyObject *status = needed(message, names.status);
+    if (status == NULL)
+        return NULL;
+    headers = item(message, names.headers);
+    if (headers == NULL && (PyErr_Occurred() || (headers = PyTuple_New(0)) == NULL))
+        goto done;
+    ours = head(self->door, x, status, headers);
+    if (ours == NULL)
+        goto done;
+    if (PyDict_CheckExact(message))
+        answer = PyDict_Copy(message);
+    else if ((answer = PyDict_New()) != NULL && PyDict_Update(answer, message) < 0)
+        Py_CLEAR(answer);
+    if (answer != NULL && PyDict_SetItem(answer, names.headers, ours) == 0)
+        sent = PyObject_CallOneArg(self->send, answer);
+done:
+    Py_DECREF(status);
+    Py_XDECREF(headers);
+    Py_XDECREF(ours);
+    Py_XDECREF(answer);
+    return sent;
+}
+
+static PyObject *
+last_message(Respond *self, PyObject *message)
+{
+    Watch *last = watch_new(NULL, self->send);
+    if (last == NULL)
+        return NULL;
+    last->exchange = (Exchange *)Py_NewRef(self->exchange);
+    last->message = Py_NewRef(message);
+    PyObject_GC_Track(last);
+    return (PyObject *)last;
+}
+
+static PyObject *
+send_body(Respond *self, PyObject *message)
+{
+    PyObject *body = item(message, names.body);
+    if (body != NULL) {
+        Py_ssize_t size = PyObject_Size(body);
+        Py_DECREF(body);
+        if (size < 0)
+            return NULL;
+        self->exchange->sent += size;
+    } else if (PyErr_Occurred())
+        return NULL;
+    PyObject *more = item(message, names.more_body);
+    if (more == NULL && PyErr_Occurred())
+        return NULL;
+    int goes_on = more == NULL ? 0 : PyObject_IsTrue(more);
+    Py_XDECREF(more);
+    if (goes_on < 0)
+        return NULL;
+    return goes_on ? PyObject_CallOneArg(self->send, message) : last_message(self, message);
+}
+
+static PyObject *
+respond_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
+{
+    Respond *self = (Respond *)callable;
+    if (PyVectorcall_NARGS(flags) + (keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords)) != 1) {
+        PyErr_SetString(PyExc_TypeError, "send() takes one argument, the message");
+        return NULL;
+    }
+    PyObject *message = args[0];
+    PyObject *kind = needed(message, names.type);
+    if (kind == NULL)
+        return NULL;
+    int found;
+    PyObject *(*how)(Respond *, PyObject *) = NULL;
+    if ((found = same(kind, names.body_kind)) > 0)
+        how = send_body;
+    else if (found == 0 && (found = same(kind, names.start)) > 0)
+        how = start_answer;
+    else if (found == 0 && (found = same(kind, names.pathsend)) > 0)
+        how = last_message;
+    Py_DECREF(kind);
+    if (found < 0)
+        return NULL;
+    return how == NULL ? PyObject_CallOneArg(self->send, message) : how(self, message);
+}
+
+static int
+respond_traverse(Respond *self, visitproc visit, void *arg)
+{
+    RESPOND_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+respond_clear(Respond *self)
+{
+    RESPOND_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+respond_dealloc(Respond *self)
+{
+    PyObject_GC_UnTrack(self);
+    respond_clear(self);
+    PyObject_GC_Del(self);
+}
+
+static PyTypeObject RespondType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Respond",
+    .tp_basicsize = sizeof(Respond),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
+                | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Respond, call),
+    .tp_dealloc = (destructor)respond_dealloc,
+    .tp_traverse = (traverseproc)respond_traverse,
+    .tp_clear = (inquiry)respond_clear,
+};
+
+/* Watch */
+
+/* The request is opened, and the app, or our own answer, called: what to await; new reference.
+ * If it could not be opened, the app goes on without us.
+ */
+static PyObject *
+call_app(Watch *self, Door *door)
+{
+    Edge *edge = self->edge;
+    Exchange *x = open_scope(edge, door, self->scope);
+    if (x == NULL) {
+        if (reported(door->core, names.site_open) < 0)
+            return NULL;
+        PyObject *args[] = {self->scope, self->receive, self->send};
+        return PyObject_Vectorcall(edge->app, args, 3, NULL);
+    }
+    self->exchange = x;
+    Respond *respond = PyObject_GC_New(Respond, &RespondType);
+    if (respond == NULL)
+        return NULL;
+    respond->call = respond_call;
+    respond->edge = (Edge *)Py_NewRef(edge);
+    respond->door = (Door *)Py_NewRef(door);
+    respond->exchange = (Exchange *)Py_NewRef(x);
+    respond->scope = Py_NewRef(self->scope);
+    respond->send = Py_NewRef(self->send);
+    PyObject_GC_Track(respond);
+    self->respond = (PyObject *)respond;
+    if (edge->endpoint != Py_None) {
+        PyObject *done = PyObject_CallMethodObjArgs((PyObject *)x, names.enter_by, edge->endpoint,
+                                                    self->scope, NULL);
+        if (done == NULL)
+            return NULL;
+        Py_DECREF(done);
+    }
+    if (is_set(x->work) || is_set(x->reply)) {
+        PyObject *args[] = {(PyObject *)x, self->respond};
+        return PyObject_Vectorcall(edge->reply, args, 2, NULL);
+    }
+    PyObject *heard = self->receive;
+    if (x->uploads) {
+        heard = PyObject_CallFunctionObjArgs(edge->observed, (PyObject *)x, heard, NULL);
+        if (heard == NULL)
+            return NULL;
+    } else
+        Py_INCREF(heard);
+    PyObject *args[] = {self->scope, heard, self->respond};
+    PyObject *awaitable = PyObject_Vectorcall(edge->app, args, 3, NULL);
+    Py_DECREF(heard);
+    return awaitable;
+}
+
+/* Whatever happened, this is over: as the `finally` blocks. 0, or -1 if that failed too. */
+static int
+leave(Watch *self)
+{
+    Exchange *x = self->exchange;
+    Core *core = x == NULL ? NULL : x->core;
+    self->state = DONE;
+    if (core == NULL)
+        return 0;
+    PyObject *error = take_error();
+    int failed;
+    if (self->edge == NULL) {
+        if (error != NULL && PyErr_GivenExceptionMatches(error, PyExc_OSError))
+            x->left = 1;
+        failed = finish_exchange(core, x);
+    } else {
+        failed = x->closed ? 0 : close_exchange(core, x);
+        PyObject *token = failed ? NULL : PyContextVar_Set(core->current, Py_None);
+        if (token == NULL)
+            failed = -1;
+        Py_XDECREF(token);
+    }
+    if (failed < 0) {
+        Py_XDECREF(error);
+        return -1;
+    }
+    give_error(error);
+    return 0;
+}
+
+/* What the inner awaitable gave, and what comes of it. Always finishes with None. */
+static PySendResult
+settle(Watch *self, PySendResult got, PyObject **result)
+{
+    while (got != PYGEN_NEXT) {
+        Py_CLEAR(self->inner);
+        if (got == PYGEN_RETURN)
+            Py_CLEAR(*result);
+        if (self->error != NULL) { /* `_failed` has run: the app's exception goes on */
+            PyObject *error = self->error;
+            self->error = NULL;
+            if (got == PYGEN_ERROR) {
+                PyObject *newer = take_error();
+                if (newer != error)
+                    PyException_SetContext(newer, Py_NewRef(error));
+                Py_DECREF(error);
+                error = newer;
+            }
+            give_error(error);
+            leave(self);
+            return PYGEN_ERROR;
+        }
+        if (got == PYGEN_ERROR && self->edge != NULL && self->respond != NULL) {
+            self->error = take_error();
+            self->inner = driven(PyObject_CallFunctionObjArgs(
+                self->edge->failed, (PyObject *)self->exchange, self->error, self->send, self->respond,
+                NULL));
+            got = self->inner == NULL ? PYGEN_ERROR : PyIter_Send(self->inner, Py_None, result);
+            continue;
+        }
+        if (leave(self) < 0)
+            got = PYGEN_ERROR;
+        if (got == PYGEN_RETURN)
+            *result = Py_NewRef(Py_None);
+        return got;
+    }
+    return got;
+}
+
+static PySendResult
+watch_send(Watch *self, PyObject *value, PyObject **result)
+{
+    PySendResult got;
+    *result = NULL;
+    if (self->running) {
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+        return PYGEN_ERROR;
+    }
+    if (self->state == DONE) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+        return PYGEN_ERROR;
+    }
+    self->running = 1;
+    if (self->state == NEW) {
+        PyObject *awaitable = NULL;
+        self->state = BEGUN;
+        if (value != Py_None)
+            PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
+        else if (self->edge == NULL)
+            awaitable = PyObject_CallOneArg(self->send, self->message);
+        else {
+            PyObject *door = PyObject_GetAttr(self->edge->port, names.door);
+            if (door != NULL && Py_IS_TYPE(door, &DoorType))
+                awaitable = call_app(self, (Door *)door);
+            else if (door != NULL)
+                PyErr_SetString(PyExc_TypeError, "a port's door is needed");
+            Py_XDECREF(door);
+        }
+        self->inner = driven(awaitable);
+    }
+    got = self->inner == NULL ? PYGEN_ERROR : PyIter_Send(self->inner, value, result);
+    if (got != PYGEN_NEXT)
+        got = settle(self, got, result);
+    self->running = 0;
+    return got;
+}
+
+static PyObject *
+watch_next(Watch *self)
+{
+    PyObject *result;
+    if (watch_send(self, Py_None, &result) == PYGEN_RETURN)
+        Py_CLEAR(result); /* NULL without an exception is StopIteration(None) */
+    return result;
+}
+
+/* As watch_next, for callers in Python. */
+static PyObject *
+finished(PySendResult got, PyObject *result)
+{
+    if (got != PYGEN_RETURN)
+        return result;
+    Py_DECREF(result);
+    PyErr_SetNone(PyExc_StopIteration);
+    return NULL;
+}
+
+static PyObject *
+watch_send_method(Watch *self, PyObject *value)
+{
+    PyObject *result;
+    PySendResult got = watch_send(self, value, &result);
+    return finished(got, result);
+}
+
+static int
+raise_given(PyObject *const *args, Py_ssize_t count)
+{
+    PyObject *type = args[0], *value = count > 1 ? args[1] : NULL, *trace = count > 2 ? args[2] : NULL;
+    if (trace == Py_None)
+        trace = NULL;
+    if (trace != NULL && !PyTraceBack_Check(trace)) {
+        PyErr_SetString(PyExc_TypeError, "throw() third argument must be a traceback object");
+        return -1;
+    }
+    if (PyExceptionInstance_Check(type)) {
+        value = type;
+        type = (PyObject *)Py_TYPE(value);
+        if (trace == NULL) {
+            PyErr_Restore(Py_NewRef(type), Py_NewRef(value), PyException_GetTraceback(value));
+            return 0;
+        }
+    } else if (!PyExceptionClass_Check(type)) {
+        PyErr_SetString(PyExc_TypeError, "exceptions must be classes or instances deriving from "
+                                         "BaseException");
+        return -1;
+    }
+    PyErr_Restore(Py_NewRef(type), Py_XNewRef(value), Py_XNewRef(trace));
+    return 0;
+}
+
+/* Throw into what is awaited. */
+static PySendResult
+pass_on(Watch *self, PyObject *const *args, Py_ssize_t count, PyObject **result)
+{
+    PyObject *leaving = PyErr_GivenExceptionMatches(args[0], PyExc_GeneratorExit) ? names.close
+                                                                                    : names.throw;
+    PyObject *method = PyObject_GetAttr(self->inner, leaving);
+    if (method == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+            return PYGEN_ERROR;
+        PyErr_Clear();
+        raise_given(args, count);
+        return PYGEN_ERROR;
+    }
+    if (leaving == names.close) {
+        PyObject *closed = PyObject_CallNoArgs(method);
+        Py_DECREF(method);
+        if (closed == NULL)
+            return PYGEN_ERROR;
+        Py_DECREF(closed);
+        raise_given(args, count);
+        return PYGEN_ERROR;
+    }
+    *result = PyObject_Vectorcall(method, args, count, NULL);
+    Py_DECREF(method);
+    if (*result != NULL)
+        return PYGEN_NEXT;
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration))
+        return PYGEN_ERROR;
+    PyErr_Clear();
+    *result = Py_NewRef(Py_None);
+    return PYGEN_RETURN;
+}
+
+static PyObject *
+watch_throw(Watch *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count < 1 || count > 3) {
+        PyErr_SetString(PyExc_TypeError, "throw() takes one to three arguments");
+        return NULL;
+    }
+    if (self->running) {
+        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+        return NULL;
+    }
+    if (self->state == DONE) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+        return NULL;
+    }
+    if (self->state == NEW) {
+        self->state = DONE;
+        raise_given(args, count);
+        return NULL;
+    }
+    PyObject *result = NULL;
+    self->running = 1;
+    PySendResult got = settle(self, pass_on(self, args, count, &result), &result);
+    self->running = 0;
+    return finished(got, result);
+}
+
+static PyObject *
+watch_close(Watch *self, PyObject *Py_UNUSED(nothing))
+{
+    if (self->state != BEGUN || self->running) {
+        if (self->running) {
+            PyErr_SetString(PyExc_ValueError, "coroutine already executing");
+            return NULL;
+        }
+        self->state = DONE;
+        Py_RETURN_NONE;
+    }
+    PyObject *args[] = {PyExc_GeneratorExit};
+    PyObject *result = watch_throw(self, args, 1);
+    if (result != NULL) {
+        Py_DECREF(result);
+        PyErr_SetString(PyExc_RuntimeError, "coroutine ignored GeneratorExit");
+        return NULL;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_GeneratorExit) && !PyErr_ExceptionMatches(PyExc_StopIteration))
+        return NULL;
+    PyErr_Clear();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+watch_await(PyObject *self)
+{
+    return Py_NewRef(self);
+}
+
+static void
+watch_finalize(PyObject *object)
+{
+    Watch *self = (Watch *)object;
+    if (self->state != BEGUN || self->running)
+        return;
+    PyObject *error = take_error();
+    PyObject *done = watch_close(self, NULL);
+    if (done == NULL)
+        PyErr_WriteUnraisable(object);
+    Py_XDECREF(done);
+    give_error(error);
+}
+
+static int
+watch_traverse(Watch *self, visitproc visit, void *arg)
+{
+    WATCH_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+watch_clear(Watch *self)
+{
+    WATCH_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+watch_dealloc(Watch *self)
+{
+    if (self->state == BEGUN && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return;
+    PyObject_GC_UnTrack(self);
+    watch_clear(self);
+    PyObject_GC_Del(self);
+}
+
+static PyMethodDef watch_methods[] = {
+    {"send", (PyCFunction)watch_send_method, METH_O, NULL},
+    {"throw", (PyCFunction)(void (*)(void))watch_throw, METH_FASTCALL, NULL},
+    {"close", (PyCFunction)watch_close, METH_NOARGS, NULL},
+    {NULL},
+};
+
+static PyAsyncMethods watch_async = {.am_await = watch_await, .am_send = (sendfunc)watch_send};
+
+static PyTypeObject WatchType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Watch",
+    .tp_basicsize = sizeof(Watch),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_as_async = &watch_async,
+    .tp_iternext = (iternextfunc)watch_next,
+    .tp_finalize = watch_finalize,
+    .tp_dealloc = (destructor)watch_dealloc,
+    .tp_traverse = (traverseproc)watch_traverse,
+    .tp_clear = (inquiry)watch_clear,
+    .tp_methods = watch_methods,
+};
+
+/* Edge */
+
+static PyObject *
+edge_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
+{
+    Edge *self = (Edge *)callable;
+    if (PyVectorcall_NARGS(flags) != 3 || keywords != NULL || !PyDict_CheckExact(args[0]))
+        return PyObject_Vectorcall(self->http, args, flags, keywords);
+    PyObject *scope = args[0];
+    PyObject *kind = item(scope, names.type);
+    if (kind == NULL && PyErr_Occurred())
+        return NULL;
+    int usual = kind == NULL ? 0 : same(kind, names.http);
+    Py_XDECREF(kind);
+    int nested = usual <= 0 ? 0 : PyDict_Contains(scope, self->key);
+    if (usual < 0 || nested < 0)
+        return NULL;
+    if (!usual || nested)
+        return PyObject_Vectorcall(self->http, args, flags, keywords);
+    Watch *watch = watch_new(self, args[2]);
+    if (watch == NULL)
+        return NULL;
+    watch->scope = Py_NewRef(scope);
+    watch->receive = Py_NewRef(args[1]);
+    PyObject_GC_Track(watch);
+    return (PyObject *)watch;
+}
+
+static PyObject *
+edge_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"app",   "port",  "http",   "key",      "endpoint",
+                           "label", "reply", "failed", "observed", "collect", NULL};
+    PyObject *app, *port, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOUOOOOOO", keys, &app, &port, &http, &key,
+                                     &endpoint, &label, &reply, &failed, &observed, &collect))
+        return NULL;
+    Edge *self = (Edge *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = edge_call;
+    EDGE_OBJECTS(KEEP)
+    return (PyObject *)self;
+}
+
+static int
+edge_traverse(Edge *self, visitproc visit, void *arg)
+{
+    EDGE_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+edge_clear(Edge *self)
+{
+    EDGE_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+edge_dealloc(Edge *self)
+{
+    PyObject_GC_UnTrack(self);
+    edge_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject EdgeType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Edge",
+    .tp_basicsize = sizeof(Edge),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = edge_new,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Edge, call),
+    .tp_dealloc = (destructor)edge_dealloc,
+    .tp_traverse = (traverseproc)edge_traverse,
+    .tp_clear = (inquiry)edge_clear,
+};
+
+/* Hook: the `handle` of a Starlette route -------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyObject *handle, *hooked, *methods, *template, *endpoint, *key, *prefix, *refuse;
+    PyObject *hooks; /* the route, set from outside */
+} Hook;
+
+#define HOOK_OBJECTS(X) \
+    X(handle) X(hooked) X(methods) X(template) X(endpoint) X(key) X(prefix) X(refuse)
+
+static PyObject *
+hook_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
+{
+    Hook *self = (Hook *)callable;
+    if (PyVectorcall_NARGS(flags) != 3 || keywords != NULL || !PyDict_CheckExact(args[0]))
+        return PyObject_Vectorcall(self->hooked, args, flags, keywords);
+    PyObject *scope = args[0];
+    PyObject *found = PyDict_GetItemWithError(scope, self->key);
+    if (found == NULL && PyErr_Occurred())
+        return NULL;
+    Exchange *x = (Exchange *)found;
+    if (found == NULL || !PyObject_TypeCheck(found, &ExchangeType) || x->core == NULL
+        || is_set(x->endpoint) || x->closed)
+        return PyObject_Vectorcall(self->hooked, args, flags, keywords);
+    Py_INCREF(x);
+    int unusual = PyDict_Contains(scope, self->prefix);
+    if (unusual == 0)
+        unusual = PyDict_Contains(scope, names.fastapi);
+    if (unusual == 0 && self->methods != Py_None) {
+        int allowed = PySet_Contains(self->methods, x->method);
+        unusual = allowed < 0 ? -1 : !allowed;
+    }
+    if (unusual) {
+        Py_DECREF(x);
+        return unusual < 0 ? NULL : PyObject_Vectorcall(self->hooked, args, flags, keywords);
+    }
+    put(&x->endpoint, self->template);
+    put(&x->marked, self->endpoint);
+    PyObject *reply = enter(x->core, x);
+    Py_DECREF(x);
+    if (reply == NULL)
+        return NULL;
+    PyObject *result;
+    if (reply == Py_None)
+        result = PyObject_Vectorcall(self->handle, args, flags, NULL);
+    else
+        result = PyObject_CallFunctionObjArgs(self->refuse, reply, scope, args[2], NULL);
+    Py_DECREF(reply);
+    return result;
+}
+
+static PyObject *
+hook_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"handle", "hooked", "methods", "template", "endpoint", "key",
+                           "prefix", "refuse", NULL};
+    PyObject *handle, *hooked, *methods, *template, *endpoint, *key, *prefix, *refuse;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOUOUUO", keys, &handle, &hooked, &methods,
+                                     &template, &endpoint, &key, &prefix, &refuse))
+        return NULL;
+    if (methods != Py_None && !PyAnySet_Check(methods)) {
+        PyErr_SetString(PyExc_TypeError, "methods are a set or None");
+        return NULL;
+    }
+    Hook *self = (Hook *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = hook_call;
+    HOOK_OBJECTS(KEEP)
+    return (PyObject *)self;
+}
+
+static int
+hook_traverse(Hook *self, visitproc visit, void *arg)
+{
+    HOOK_OBJECTS(VISIT)
+    Py_VISIT(self->hooks);
+    return 0;
+}
+
+static int
+hook_clear(Hook *self)
+{
+    HOOK_OBJECTS(CLEAR)
+    Py_CLEAR(self->hooks);
+    return 0;
+}
+
+static void
+hook_dealloc(Hook *self)
+{
+    PyObject_GC_UnTrack(self);
+    hook_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMemberDef hook_members[] = {
+    {"hooks", T_OBJECT_EX, offsetof(Hook, hooks), 0, NULL},
+    {NULL},
+};
+
+static PyTypeObject HookType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Hook",
+    .tp_basicsize = sizeof(Hook),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = hook_new,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Hook, call),
+    .tp_dealloc = (destructor)hook_dealloc,
+    .tp_traverse = (traverseproc)hook_traverse,
+    .tp_clear = (inquiry)hook_clear,
+    .tp_members = hook_members,
+};
+
+/* Access lines ---------------------------------------------------------------------------------- */
+
+enum { LINE = 4096, NUMBERS = 128 };
+
+/* Where a line is put together. */
+typedef struct {
+    char *at;
+    char text[LINE];
+} Line;
+
+static inline void
+add(Line *line, const char *text, size_t length)
+{
+    memcpy(line->at, text, length);
+    line->at += length;
+}
+
+static inline void
+add_quoted(Line *line, const char *text, size_t length)
+{
+    *line->at++ = '"';
+    add(line, text, length);
+    *line->at++ = '"';
+}
+
+/* The characters of a text that JSON writes as they are; NULL for any other. */
+static const char *
+plain_text(PyObject *object, Py_ssize_t *length)
+{
+    if (object == NULL || !PyUnicode_CheckExact(object) || !PyUnicode_IS_COMPACT_ASCII(object))
+        return NULL;
+    const char *text = (const char *)PyUnicode_1BYTE_DATA(object);
+    *length = PyUnicode_GET_LENGTH(object);
+    for (Py_ssize_t i = 0; i < *length; i++)
+        if (text[i] < ' ' || text[i] > '~' || text[i] == '"' || text[i] == '\\')
+            return NULL;
+    return text;
+}
+
+/* The template with the values of an exchange, new reference. NULL without an exception where it
+ * takes the function in Python. The template's fields are those of `access_template`, in its order.
+ */
+static PyObject *
+line_of(Exchange *x, PyObject *template, double offset, Line *line, double *second, char *moment)
+{
+    Py_ssize_t length, id_length, path_length, method_length, endpoint_length, client_length = 0;
+    const char *id = plain_text(x->request_id, &id_length), *path = plain_text(x->path, &path_length);
+    const char *method = plain_text(x->method, &method_length);
+    const char *endpoint = plain_text(x->endpoint, &endpoint_length);
+    const char *client = x->client == Py_None ? "" : plain_text(x->client, &client_length);
+    if (id == NULL || path == NULL || method == NULL || endpoint == NULL || client == NULL
+        || x->correlation_id != x->request_id
+        || x->fields != Py_None || !PyUnicode_IS_COMPACT_ASCII(template))
+        return NULL;
+    const char *from = (const char *)PyUnicode_1BYTE_DATA(template);
+    length = PyUnicode_GET_LENGTH(template);
+    if (length > LINE || id_length > LINE || path_length > LINE || method_length > LINE
+        || endpoint_length > LINE || client_length > LINE
+        || length + id_length + path_length + method_length + endpoint_length + client_length
+               + NUMBERS > LINE)
+        return NULL;
+    double at = offset + x->ended, fraction = at - *second, duration = (x->ended - x->started) * 1000.0;
+    if (!(fraction >= 0.0 && fraction < 1.0)) {
+        if (!(at >= 0.0 && at < 2e11))
+            return NULL;
+        time_t whole = (time_t)at;
+        struct tm parts;
+        if (gmtime_r(&whole, &parts) == NULL)
+            return NULL;
+        snprintf(moment, NUMBERS, "%04d-%02d-%02dT%02d:%02d:%02d.", parts.tm_year + 1900,
+                 parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec);
+        *second = (double)whole;
+        fraction = at - *second;
+    }
+    if (!(duration > -1e15 && duration < 1e15))
+        return NULL;
+    char number[NUMBERS];
+    line->at = line->text;
+    for (int field = 0;; field++) {
+        const char *mark = memchr(from, '%', length);
+        if (mark == NULL) {
+            add(line, from, length);
+            break;
+        }
+        add(line, from, mark - from);
+        length -= mark - from + 1;
+        from = mark + 1;
+        if (length && *from == '%') { /* an escaped one */
+            add(line, "%", 1);
+            from++, length--, field--;
+            continue;
+        }
+        size_t skip = strcspn(from, "sdf") + 1; /* the text has a NUL behind its end */
+        if ((Py_ssize_t)skip > length)
+            return NULL;
+        from += skip;
+        length -= skip;
+        switch (field) {
+        case 0:
+            add(line, moment, strlen(moment));
+            break;
+        case 1:
+            add(line, number, snprintf(number, sizeof number, "%03d", (int)(fraction * 1000.0)));
+            break;
+        case 2:
+            add(line, id, id_length);
+            break;
+        case 3:
+            add_quoted(line, method, method_length);
+            break;
+        case 4:
+            add_quoted(line, path, path_length);
+            break;
+        case 5:
+            add_quoted(line, endpoint, endpoint_length);
+            break;
+        case 6: {
+            char *text = PyOS_double_to_string(duration, 'f', 3, 0, NULL);
+            if (text == NULL)
+                return NULL;
+            add(line, text, strlen(text));
+            PyMem_Free(text);
+            break;
+        }
+        case 7:
+            add(line, number, snprintf(number, sizeof number, "%lld", x->sent));
+            break;
+        case 8:
+            if (x->client == Py_None)
+                add(line, "null", 4);
+            else
+                add_quoted(line, client, client_length);
+            break;
+        default:
+            return NULL;
+        }
+    }
+    PyObject *made = PyUnicode_New(line->at - line->text, 127);
+    if (made != NULL)
+        memcpy(PyUnicode_1BYTE_DATA(made), line->text, line->at - line->text);
+    return made;
+}
+
+/* take_lines(take, templates, offset, lines): appends to `lines` what `take()` gives as long as these
+ * are usual exchanges, until it raises IndexError; then None, else the first that is not usual.
+ */
+static PyObject *
+speed_take_lines(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4 || !PyDict_CheckExact(args[1]) || !PyList_CheckExact(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "take_lines(take, templates, offset, lines)");
+        return NULL;
+    }
+    double offset = PyFloat_AsDouble(args[2]), second = -1.0;
+    char moment[NUMBERS];
+    Line line;
+    if (offset == -1.0 && PyErr_Occurred())
+        return NULL;
+    for (;;) {
+        PyObject *taken = PyObject_CallNoArgs(args[0]);
+        if (taken == NULL) {
+            if (!PyErr_ExceptionMatches(PyExc_IndexError))
+                return NULL;
+            PyErr_Clear();
+            Py_RETURN_NONE;
+        }
+        Exchange *x = (Exchange *)taken;
+        if (!PyObject_TypeCheck(taken, &ExchangeType) || x->method == NULL || x->endpoint == NULL
+            || x->status == NULL)
+            return taken;
+        PyObject *found = PyDict_GetItemWithError(args[1], x->status);
+        PyObject *made = NULL;
+        Py_XINCREF(found);
+        if (found != NULL && PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2
+            && PyUnicode_CheckExact(PyTuple_GET_ITEM(found, 0))
+            && PyTuple_GET_ITEM(found, 1) == Py_False)
+            made = line_of(x, PyTuple_GET_ITEM(found, 0), offset, &line, &second, moment);
+        Py_XDECREF(found);
+        if (made == NULL) {
+            if (!PyErr_Occurred())
+                return taken;
+            Py_DECREF(taken);
+            return NULL;
+        }
+        int failed = PyList_Append(args[3], made);
+        Py_DECREF(made);
+        Py_DECREF(taken);
+        if (failed)
+            return NULL;
+    }
+}
+
+/* Module --------------------------------------------------------------------------------------- */
+
+static PyObject *
+speed_fresh(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(nothing))
+{
+    return fresh();
+}
+
+static PyObject *
+speed_now(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(nothing))
+{
+    return PyFloat_FromDouble(now());
+}
+
+static PyMethodDef speed_functions[] = {
+    {"now", speed_now, METH_NOARGS, "The clock that is read here; it must be clock.elapsed."},
+    {"fresh", speed_fresh, METH_NOARGS, "As ids.fresh."},
+    {"take_lines", (PyCFunction)(void (*)(void))speed_take_lines, METH_FASTCALL,
+     "The usual lines of AccessLog.drain."},
+    {NULL},
+};
+
+static struct PyModuleDef speed_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "opsguard._speed",
+    .m_doc = "The request path in C; see `opsguard.accelerator`.",
+    .m_size = -1,
+    .m_methods = speed_functions,
+};
+
+static int
+set_up(void)
+{
+    static const struct { PyObject **at; const char *text; } texts[] = {
+        {&names.type, "type"}, {&names.http, "http"}, {&names.method, "method"}, {&names.path, "path"},
+        {&names.root_path, "root_path"}, {&names.client, "client"}, {&names.headers, "headers"},
+        {&names.status, "status"}, {&names.body, "body"}, {&names.more_body, "more_body"},
+        {&names.start, "http.response.start"}, {&names.body_kind, "http.response.body"},
+        {&names.pathsend, "http.response.pathsend"}, {&names.door, "door"}, {&names.cells, "cells"},
+        {&names.throw, "throw"}, {&names.close, "close"}, {&names.fastapi, "fastapi"},
+        {&names.site_close, "close"}, {&names.site_enter, "enter"},
+        {&names.site_open, "open"}, {&names.enter_by, "enter_by"},
+        {&names.name_by, "name_by"},
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        if ((*texts[i].at = PyUnicode_InternFromString(texts[i].text)) == NULL)
+            return -1;
+    zero = PyLong_FromLong(0);
+    PyObject *os = zero == NULL ? NULL : PyImport_ImportModule("os");
+    if (os == NULL)
+        return -1;
+    urandom = PyObject_GetAttrString(os, "urandom");
+    Py_DECREF(os);
+    if (urandom == NULL)
+        return -1;
+    if (pthread_atfork(NULL, NULL, forget_pool) != 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+PyMODINIT_FUNC
+PyInit__speed(void)
+{
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "the accelerator works in the main interpreter only");
+        return NULL;
+    }
+    if (set_up() < 0)
+        return NULL;
+    PyObject *module = PyModule_Create(&speed_module);
+    if (module == NULL)
+        return NULL;
+    static const struct { const char *name; PyTypeObject *type; } types[] = {
+        {"Fields", &ExchangeType}, {"RouteSeries", &SeriesType}, {"Recorder", &RecorderType},
+        {"Core", &CoreType},       {"Door", &DoorType},          {"Edge", &EdgeType},
+        {"Hook", &HookType},       {"Respond", &RespondType},    {"Watch", &WatchType},
+    };
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (PyType_Ready(types[i].type) < 0
+            || PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0) {
+            Py_DECREF(module);
+            return NULL;
+        }
+    return module;
+}

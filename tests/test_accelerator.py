@@ -1,0 +1,308 @@
+"""The request path in C does what the one in Python does. The tests run on whichever is in use."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opsguard import OpsGuard
+from opsguard.accelerator import _found, speed
+from opsguard.context import current
+from opsguard.ids import valid
+from opsguard_asgi import PROTOCOL, serve
+
+built = pytest.mark.skipif(speed is None, reason="opsguard._speed was not built")
+
+Message = dict[str, Any]
+
+
+class Pause:
+    """An awaitable that gives `value` to the event loop, and what comes back to the awaiter."""
+
+    def __init__(self, value: object = None) -> None:
+        self.value = value
+
+    def __await__(self) -> Iterator[object]:
+        return (yield self.value)
+
+
+def scope(path: str = "/a", **extra: Any) -> dict[str, Any]:
+    return {"type": "http", "method": "GET", "path": path, "headers": [], **extra}
+
+
+class Host:
+    """An edge around an app, and what passed through it."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], tmp_path: Path) -> None:
+        self.sent: list[Message] = []
+        self.ops = OpsGuard("t", logging={"file": str(tmp_path / "log")})
+        self.port = self.ops.runtime().port(PROTOCOL)
+        self.edge = serve(app, self.port)
+
+    async def receive(self) -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(self, message: Message) -> None:
+        await Pause("sending")
+        self.sent.append(message)
+
+    def call(self, **extra: Any) -> Coroutine[Any, Any, None]:
+        return self.edge(scope(**extra), self.receive, self.send)  # type: ignore[return-value]
+
+    def counted(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for family in self.ops.metrics.collect():
+            for sample in family.samples:
+                if sample.name == "http_requests_total":
+                    found[sample.labels["status"]] = sample.value
+        return found
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"abc"})
+
+
+async def waiting(scope: Any, receive: Any, send: Any) -> None:
+    await Pause("waiting")
+    await answer(scope, receive, send)
+
+
+def drive(coroutine: Coroutine[Any, Any, None]) -> list[object]:
+    """Run to the end; what the event loop was given."""
+    given = []
+    while True:
+        try:
+            given.append(coroutine.send(None))
+        except StopIteration:
+            return given
+
+
+def test_it_is_left_out_when_the_environment_says_so() -> None:
+    assert _found({"OPSGUARD_PURE": "1"}) is None
+
+
+def test_without_it_the_package_works() -> None:
+    program = "import opsguard.exchange, opsguard.accelerator as a; print(a.speed)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "OPSGUARD_PURE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "None"
+
+
+def test_what_the_app_and_the_server_yield_passes_through(tmp_path: Path) -> None:
+    host = Host(waiting, tmp_path)
+    assert drive(host.call()) == ["waiting", "sending", "sending"]
+    assert [message["type"][14:] for message in host.sent] == ["start", "body"]
+    assert host.counted() == {"200": 1.0}
+
+
+def test_the_awaitable_is_a_coroutine_to_asyncio(tmp_path: Path) -> None:
+    async def plain(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0)
+        await answer(scope, receive, send)
+
+    host = Host(plain, tmp_path)
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        await asyncio.create_task(host.edge(scope(), host.receive, send))  # type: ignore[arg-type]
+
+    asyncio.run(main())
+    assert host.counted() == {"200": 1.0}
+
+
+def test_an_exception_thrown_in_reaches_the_app_and_may_be_handled_there(tmp_path: Path) -> None:
+    async def handles(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await Pause("waiting")
+        except KeyError:
+            await answer(scope, receive, send)
+
+    host = Host(handles, tmp_path)
+    call = host.call()
+    assert call.send(None) == "waiting"
+    assert call.throw(KeyError("x")) == "sending"
+    drive(call)
+    assert host.counted() == {"200": 1.0}
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, KeyboardInterrupt])
+def test_what_the_app_does_not_handle_goes_on_and_is_recorded(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    host = Host(waiting, tmp_path)
+    call = host.call()
+    call.send(None)
+    raised = error("x")
+    caught: BaseException | None = None
+    try:
+        call.throw(raised)
+        drive(call)
+    except error as one:
+        caught = one
+    assert caught is raised
+    assert sum(host.counted().values()) == 1.0
+    assert current.get() is None
+
+
+def test_closed_in_the_middle_it_is_recorded_once(tmp_path: Path) -> None:
+    host = Host(waiting, tmp_path)
+    call = host.call()
+    call.send(None)
+    call.close()
+    call.close()
+    assert sum(host.counted().values()) == 1.0
+
+
+def test_dropped_in_the_middle_it_is_recorded_and_all_is_freed(tmp_path: Path) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        thing = Host.__new__(Host)
+        kept.append(weakref.ref(thing))
+        await Pause(thing)
+
+    host = Host(app, tmp_path)
+    call = host.call()
+    call.send(None)
+    del call
+    gc.collect()
+    assert sum(host.counted().values()) == 1.0
+    assert kept[0]() is None
+
+
+def test_never_awaited_it_opens_nothing(tmp_path: Path) -> None:
+    host = Host(waiting, tmp_path)
+    given = scope()
+    call: Any = host.edge(given, host.receive, host.send)
+    call.close()
+    assert "opsguard.exchange" not in given
+    assert host.counted() == {}
+
+
+@built
+@pytest.mark.parametrize("use", ["send", "throw"])
+def test_a_finished_one_cannot_be_used_again(use: str, tmp_path: Path) -> None:
+    call = Host(answer, tmp_path).call()
+    drive(call)
+    with pytest.raises(RuntimeError, match="already awaited"):
+        getattr(call, use)(None if use == "send" else KeyError)
+
+
+@built
+def test_one_that_runs_cannot_be_entered_again(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            call.send(None)
+        except ValueError as error:
+            errors.append(error)
+
+    call = Host(app, tmp_path).call()
+    drive(call)
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[], [[b"a", b"b"]], ((b"a", b"b"),), [(b"X-Request-ID", b"mine")], [(b"x-request-id", b"m")]],
+    ids=["none", "lists", "tuples", "ours in capitals", "ours"],
+)
+def test_the_answers_headers_are_those_of_the_python_path(headers: Any, tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    host = Host(app, tmp_path)
+    drive(host.call())
+    exchange = host.port.open("GET", "/a", "/a", None, {"x-request-id": "id"}, {})
+    expected = [name for name, _ in host.port.plan.head_with(PROTOCOL)(exchange, 200, headers)]
+    assert [name for name, _ in host.sent[0]["headers"]] == expected
+
+
+@built
+def test_ids_are_sound_and_none_comes_twice_in_threads() -> None:
+    made: list[list[str]] = [[] for _ in range(8)]
+
+    def work(ids: list[str]) -> None:
+        ids.extend(speed.fresh() for _ in range(2_000))
+
+    threads = [threading.Thread(target=work, args=(ids,)) for ids in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = [one for ids in made for one in ids]
+    assert len(set(together)) == len(together) == 16_000
+    assert all(len(one) == 32 and valid(one) for one in together)
+
+
+@built
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_makes_other_ids() -> None:
+    speed.fresh()  # the pool is filled
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, speed.fresh().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    theirs = os.read(read, 64).decode()
+    os.close(read)
+    assert theirs not in {speed.fresh() for _ in range(128)}
+
+
+@built
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(TypeError):
+        speed.Recorder()
+    with pytest.raises(TypeError):
+        speed.take_lines(1, 2, 3, 4)
+    with pytest.raises(TypeError):
+        speed.Watch()
+
+
+@built
+def test_many_requests_leave_nothing_behind(tmp_path: Path) -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await Pause()
+        raise LookupError
+
+    hosts = [Host(answer, tmp_path), Host(fails, tmp_path)]
+
+    def run(times: int) -> int:
+        for _ in range(times):
+            drive(hosts[0].call())
+            with pytest.raises(LookupError):
+                drive(hosts[1].call())
+            left = hosts[0].call()
+            left.send(None)
+            del left
+        for host in hosts:
+            host.ops.runtime().sink.flush()
+            host.sent.clear()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    run(300)
+    before = run(300)
+    assert run(1_000) - before < 300
