@@ -29,6 +29,12 @@ EXTRAS = [
 ]
 PYTHONS = nox.project.python_versions(PYPROJECT)
 FAST = "not full and not browser"
+TWIN = (
+    *("tests/contract", "tests/properties/test_bad_input.py", "tests/test_asgi.py"),
+    *("tests/test_fastapi.py", "tests/test_guard.py", "tests/test_wsgi.py", "tests/test_ids.py"),
+    *("tests/test_families.py", "tests/test_logging_batches.py"),
+)
+"""What tests the request path, for a second run without the accelerator."""
 
 
 @nox.session
@@ -122,6 +128,9 @@ def check_wheel(
         return
     session.run("coverage", "erase", env=environment)
     session.run("coverage", "run", *pytest, env=environment)
+    # The wheel runs the request path in C; the Python twin must do the same.
+    pure = {**environment, "OPSGUARD_PURE": "1"}
+    session.run("coverage", "run", *pytest, *TWIN, env=pure)
     session.chdir(ROOT)  # where [tool.coverage.paths] finds the source of what site-packages ran
     session.run("coverage", "combine", "--quiet", env=environment)
     session.run("coverage", "report", env=environment)

@@ -14,6 +14,7 @@
 #include <structmember.h>
 
 #include <pthread.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #ifdef Py_GIL_DISABLED
@@ -1330,6 +1331,24 @@ send_body(Respond *self, PyObject *message)
     return goes_on ? PyObject_CallOneArg(self->send, message) : last_message(self, message);
 }
 
+/* http.response.pathsend: the server sends a file by itself, and that is all of the body. */
+static PyObject *
+send_path(Respond *self, PyObject *message)
+{
+    PyObject *path = item(message, names.path), *encoded = NULL;
+    struct stat found;
+    if (path == NULL && PyErr_Occurred())
+        return NULL;
+    if (path != NULL && PyUnicode_FSConverter(path, &encoded)) {
+        if (stat(PyBytes_AS_STRING(encoded), &found) == 0)
+            self->exchange->sent += found.st_size;
+        Py_DECREF(encoded);
+    }
+    Py_XDECREF(path);
+    PyErr_Clear(); /* an odd path is for the server to refuse */
+    return last_message(self, message);
+}
+
 static PyObject *
 respond_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
 {
@@ -1349,7 +1368,7 @@ respond_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *
     else if (found == 0 && (found = same(kind, names.start)) > 0)
         how = start_answer;
     else if (found == 0 && (found = same(kind, names.pathsend)) > 0)
-        how = last_message;
+        how = send_path;
     Py_DECREF(kind);
     if (found < 0)
         return NULL;

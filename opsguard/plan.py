@@ -64,6 +64,10 @@ class Protocol(Generic[T]):
     names: Callable[[Iterable[tuple[T, T]]], Iterable[T]] | None = None
 
 
+Open = Callable[[str, str, str, str | None, Mapping[str, str] | None, Any], Exchange]
+Head = Callable[[Exchange, int, Iterable[tuple[T, T]]], list[tuple[T, T]]]
+
+
 class Plan:
     """The path of a request for one choice of settings. Immutable; shared by all threads."""
 
@@ -85,9 +89,9 @@ class Plan:
         if settings.metrics.enabled and not settings.metrics.protected:
             self._endpoints[settings.metrics.path] = self._scrape
         self._log = self._access_log()
-        self.enter = self._enter_with()
+        self.enter: Step = self._enter_with()
         self.enter_socket = self._route or _go_on
-        self.close = self._close_with()
+        self.close: Callable[[Exchange], None] = self._close_with()
         self.core: Any = self._core()
         if self.core is not None:
             self.enter, self.close = self.core.enter, self.core.close
@@ -445,8 +449,8 @@ class Port(Generic[T]):
 
     def adopt(self, plan: Plan) -> None:
         self.plan = plan
-        self.open = plan.open_with(self.protocol.exchange)
-        self.head = plan.head_with(self.protocol)
+        self.open: Open = plan.open_with(self.protocol.exchange)
+        self.head: Head[T] = plan.head_with(self.protocol)
         self.wanted = {self.protocol.incoming(name): name for name in plan.wanted}
         self.door = plan.door(self)
         if self.door is not None:

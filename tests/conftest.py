@@ -55,5 +55,7 @@ def no_logging_left_behind() -> Iterator[None]:
 
     with setup._lock:
         if setup._layers:
+            for layer in setup._layers:
+                layer.sink.close()
             setup._layers.clear()
             setup._restore()

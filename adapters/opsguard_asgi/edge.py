@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Awaitable
+from pathlib import Path
 
 from opsguard.accelerator import speed
 from opsguard.context import current
@@ -81,6 +82,7 @@ def serve(
                     return send(message)
                 return _last(exchange, send, message)
             if kind == "http.response.pathsend":
+                exchange.sent += _size_of(message["path"])
                 return _last(exchange, send, message)
             return send(message)
 
@@ -142,6 +144,14 @@ async def _last(exchange: Exchange, send: Send, message: Message) -> None:
         # Cancelled here is complete too: frameworks that watch for a disconnect cancel the sender
         # as soon as the server has taken the last byte and says so.
         exchange.finish()
+
+
+def _size_of(path: str) -> int:
+    """Bytes of the file that the server sends by itself."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
 
 
 async def _reply(exchange: Exchange, send: Send) -> None:

@@ -68,7 +68,8 @@ _name_of = itemgetter(0)
 
 
 def _names(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
-    return map(_name_of, headers)  # ASGI's names are in lower case
+    # ASGI asks for names in lower case; Django's handler and many an app give their own.
+    return map(bytes.lower, map(_name_of, headers))
 
 
 PROTOCOL: Protocol[bytes] = Protocol(

@@ -42,20 +42,20 @@ def serve(
         except Exception as fault:
             port.plan.failures.report("open", fault)
             return app(environ, start_response)
-        start = _starter(exchange, port, start_response)
+        start = Start(exchange, port, start_response)
         try:
             if endpoint is not None:
                 exchange.enter_by(endpoint, environ)
             if exchange.work is not None:
                 exchange.reply = exchange.work(exchange)
             if exchange.reply is not None:
-                return _whole(exchange, send_response(exchange.reply, start))
+                return _whole(exchange, send_response(exchange.reply, start), start)
             if exchange.uploads and not exchange.received:
                 environ["wsgi.input"] = CountedInput(environ["wsgi.input"], exchange)
             return _body(exchange, app(environ, start), environ, start)
         except BaseException as error:
-            if answers and isinstance(error, Exception):
-                return Body(exchange, _answer(exchange, error, start), start)
+            if answers and isinstance(error, Exception) and not start.asked:
+                return _streamed(exchange, _answer(exchange, error, start), start)
             exchange.fail(error)
             exchange.close()
             current.set(None)
@@ -78,43 +78,88 @@ def status_line(status: int) -> str:
         return f"{status} Unknown"
 
 
-def _starter(exchange: Exchange, port: Port[str], start_response: StartResponse) -> StartResponse:
-    head = port.head
+class Start:
+    """`start_response` as the app sees it. The server's own is called when the first piece of the
+    body is there, so what an app takes back before that never reaches the server.
 
-    def start(status: str, headers: list[Pair], exc_info: Any = None) -> Callable[[bytes], object]:
-        ours = head(exchange, int(status[:3]), headers)
-        if exc_info is None:
-            write = start_response(status, ours)
-        else:
-            write = start_response(status, ours, exc_info)
+    PEP 3333 lets `exc_info` replace what was started; gunicorn sends the headers of both, two
+    lengths among them.
+    """
 
-        def counted(data: bytes) -> object:
-            exchange.sent += len(data)
-            return write(data)
+    __slots__ = ("_exchange", "_head", "_kept", "_server", "_write", "asked")
 
-        return counted
+    def __init__(self, exchange: Exchange, port: Port[str], server: StartResponse) -> None:
+        self._exchange = exchange
+        self._head = port.head
+        self._server = server
+        self._kept: tuple[str, list[Pair]] | None = None
+        self._write: Callable[[bytes], object] | None = None
+        self.asked = False
+        """The server has heard of a start: nothing may be started in its place any more."""
 
-    return start
+    def __call__(
+        self, status: str, headers: list[Pair], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        if self.asked:  # too late for another: the server says so in its own way
+            return self._server(status, headers, *((exc_info,) if exc_info else ()))
+        if self._kept is not None and exc_info is None:
+            raise AssertionError("start_response() was called twice")
+        self._kept = (status, self._head(self._exchange, int(status[:3]), headers))
+        return self.write
+
+    def go(self) -> None:
+        """There is something to send now, or nothing at all."""
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            self.asked = True
+            try:
+                self._write = self._server(*kept)
+            except Exception:
+                self._exchange.status = 500  # it refuses the headers, and answers for that
+                raise
+
+    def write(self, data: bytes) -> object:
+        """What PEP 3333 calls the `write()` callable."""
+        self.go()
+        self._exchange.sent += len(data)
+        assert self._write is not None  # it is given out by the start only
+        return self._write(data)
 
 
 def _body(
-    exchange: Exchange, body: Iterable[bytes], environ: Environ, start: StartResponse
+    exchange: Exchange, body: Iterable[bytes], environ: Environ, start: Start
 ) -> Iterable[bytes]:
     if isinstance(body, list | tuple):
-        return _whole(exchange, body)
+        return _whole(exchange, body, start)
     wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(wrapper, type) and isinstance(body, wrapper) and _listen(exchange, body):
+        start.go()
         return body
-    return Body(exchange, body, start)
+    return _streamed(exchange, body, start)
 
 
-def _whole(exchange: Exchange, body: Collection[bytes]) -> Iterable[bytes]:
+def _whole(exchange: Exchange, body: Collection[bytes], start: Start) -> Iterable[bytes]:
     """A body that is there already: the app has done its part, and what it took is known."""
+    start.go()
     exchange.sent += sum([len(part) for part in body])
     exchange.finish()
     exchange.close()
     current.set(None)
     return body
+
+
+def _streamed(exchange: Exchange, body: Iterable[bytes], start: Start) -> Iterable[bytes]:
+    """A body that is made while it is sent. Its first piece is asked for at once, as the server
+    would do next: if the app fails there, it can still be answered for.
+    """
+    made = Body(exchange, body)
+    try:
+        made.begin(start)
+    except Exception as error:
+        exchange.fail(error)
+        made.close()
+        raise
+    return made
 
 
 def _listen(exchange: Exchange, body: Any) -> bool:
@@ -152,43 +197,42 @@ def _file_size(body: Any) -> int:
         return 0
 
 
-def _answer(exchange: Exchange, error: Exception, start: StartResponse) -> Iterator[bytes]:
+def _answer(exchange: Exchange, error: Exception, start: Start) -> Iterator[bytes]:
     """A safe answer for the client, if nothing was sent yet, then the app's exception for the
     server: it has the whole answer by then, logs the exception as it would have without us, and
     closes the connection.
-
-    The answer is started here, not when its body is asked for: granian takes the status as soon as
-    it has the iterable.
     """
     exchange.fail(error)
-    if exchange.sent:
-        return _then_raise(b"", error)
-    answer = exchange.plan.failure(exchange, error)
-    failure: Any = (type(error), error, error.__traceback__)
-    try:
+    if not start.asked:
+        answer = exchange.plan.failure(exchange, error)
+        failure: Any = (type(error), error, error.__traceback__)
         start(status_line(answer.status), list(answer.headers), failure)
-    except Exception as refused:  # the server says that something was sent after all
-        return _then_raise(b"", refused)
-    return _then_raise(answer.body, error)
-
-
-def _then_raise(body: bytes, error: Exception) -> Iterator[bytes]:
-    if body:
-        yield body
+        yield answer.body
     raise error
 
 
 class Body:
     """A body that is made while it is sent. Iterated once, closed once, by one thread at a time."""
 
-    __slots__ = ("_begun", "_body", "_exchange", "_next", "_start")
+    __slots__ = ("_body", "_exchange", "_first", "_next")
 
-    def __init__(self, exchange: Exchange, body: Iterable[bytes], start: StartResponse) -> None:
+    def __init__(self, exchange: Exchange, body: Iterable[bytes]) -> None:
         self._exchange = exchange
         self._body = body
-        self._start = start
         self._next: Callable[[], bytes] | None = None
-        self._begun = False
+        self._first: bytes | None = None
+
+    def begin(self, start: Start) -> None:
+        """Have the first piece, or an answer of ours if there is none because the app failed."""
+        try:
+            self._next = iter(self._body).__next__
+            self._first = self._next()
+        except StopIteration:
+            pass  # it will say so again
+        except Exception as error:
+            self._next = _answer(self._exchange, error, start).__next__
+            self._first = None if start.asked else self._next()
+        start.go()
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -196,25 +240,18 @@ class Body:
     def __next__(self) -> bytes:
         exchange = self._exchange
         try:
-            if self._next is None:
-                self._next = iter(self._body).__next__
-            data = self._next()
+            data, self._first = self._first, None
+            if data is None:
+                assert self._next is not None
+                data = self._next()
         except StopIteration:
             exchange.finish()
             raise
         except Exception as error:
-            data = self._failed(error)
+            exchange.fail(error)
+            raise
         exchange.sent += len(data)
-        self._begun = True
         return data
-
-    def _failed(self, error: Exception) -> bytes:
-        """The app raised: answer for it if nothing was sent yet, else let it through."""
-        if self._begun:
-            self._exchange.fail(error)
-            raise error
-        self._next = _answer(self._exchange, error, self._start).__next__
-        return self._next()
 
     def close(self) -> None:
         """The server is done, at the end or before it: then the client has left."""

@@ -34,16 +34,6 @@ DIFFERENCES = (
         ("uvicorn-httptools", "gunicorn-uvicorn"),
         "llhttp refuses methods that it does not know, before any app",
     ),
-    Differs(
-        "starts again with exc_info",
-        ("gunicorn-sync", "gunicorn-gthread"),
-        "gunicorn sends the headers of both starts",
-    ),
-    Differs(
-        "starts the answer in its iterable",
-        ("granian-wsgi",),
-        "granian takes the status before it asks for the body, and knows of no later start",
-    ),
     Differs("writes by write()", ("granian-wsgi",), "granian has no write()"),
     Differs(
         MIDWAY,

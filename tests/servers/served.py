@@ -141,6 +141,35 @@ def late_wsgi(shop: Shop, ops: OpsGuard) -> Any:
     return opsguard_wsgi.install(app, ops, endpoint=lambda environ: "/late")
 
 
+class Streamed:
+    """A body that is no list, and tells when it is closed."""
+
+    def __init__(self, parts: list[bytes], told: Told) -> None:
+        self.parts = parts
+        self.told = told
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.parts)
+
+    def close(self) -> None:
+        self.told.append("stream")
+
+
+def refused_wsgi(shop: Shop, ops: OpsGuard) -> Any:
+    """It starts answers with a header that no server takes: one in a list, one in a stream."""
+    import opsguard_wsgi
+
+    told = events("closed")
+
+    def app(environ: Any, start_response: Any) -> Any:
+        bad = [*LATE, ("X-Bad", "a\nX-Evil: 1")]
+        start_response("200 OK", bad if environ["PATH_INFO"] != "/plain" else list(LATE))
+        body = [b"hello"]
+        return Streamed(body, told) if environ["PATH_INFO"] == "/stream" else body
+
+    return opsguard_wsgi.install(app, ops, endpoint=lambda environ: environ["PATH_INFO"])
+
+
 def late_flask(shop: Shop, ops: OpsGuard) -> Any:
     """The same in Flask."""
     from flask import Flask, Response
@@ -198,6 +227,7 @@ OTHERS: dict[str, Callable[[Shop, Any], Any]] = {
     "fastapi-living": living,
     "wsgi-late": late_wsgi,
     "flask-late": late_flask,
+    "wsgi-refused": refused_wsgi,
 }
 
 

@@ -20,8 +20,7 @@ pytestmark = pytest.mark.servers
             id=f"{server} {app}",
             marks=[pytest.mark.full] if SERVERS[server].full else [],
         )
-        # Not granian: it has sent the app's status by the time the body is asked for.
-        for server in ("gunicorn-gthread", "gunicorn-sync")
+        for server in ("gunicorn-gthread", "gunicorn-sync", "granian-wsgi")
         for app in ("wsgi-late", "flask-late")
     ],
 )
@@ -40,3 +39,26 @@ def test_a_stream_that_fails_before_its_first_byte_is_one_sound_500(
     assert json.loads(answer.body)["request_id"] == answer.header("x-request-id")[0]
     (line,) = until(lambda: running.access(mark))
     assert (line["endpoint"], line["status_code"]) == ("/late", 500)
+
+
+@pytest.mark.parametrize("path", ["/list", "/stream"])
+@pytest.mark.parametrize(
+    "server", ["gunicorn-gthread", pytest.param("gunicorn-sync", marks=pytest.mark.full)]
+)
+def test_headers_that_the_server_refuses_are_its_own_500(
+    server: str, path: str, pool: Pool
+) -> None:
+    """Recorded as what the client got; a stream is closed all the same, and nothing in progress."""
+    running = pool.get(server, "wsgi-refused")
+    mark, before = running.still()
+    closed = len(running.events("closed"))
+    answer = running.get(path)
+    assert answer.status == 500
+    assert answer.header("x-evil") == []
+    assert len(answer.header("content-length")) == 1
+    (line,) = until(lambda: running.access(mark))
+    assert (line["endpoint"], line["status_code"]) == (path, 500)
+    grown = running.since(before)
+    assert not [key for key in grown if key[0].endswith("in_progress")]
+    assert len(running.events("closed")) - closed == (path == "/stream")
+    assert running.get("/plain").body == b"hello"
