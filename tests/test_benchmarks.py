@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,6 +362,22 @@ def records(*verdicts: str) -> list[Record]:
     return [
         {"case": "a", "bare": 400, "verdict": verdict, "objections": []} for verdict in verdicts
     ]
+
+
+def test_a_held_limit_fails_only_what_is_wholly_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until the limit is met no change may make it worse; a void run proves nothing either way."""
+    monkeypatch.setattr(command, "HELD", tmp_path / "held.json")
+    command.HELD.write_text('{"a": 8}')
+
+    def record(verdict: str, low: float) -> Any:
+        return {"case": "a", "verdict": verdict, "figures": {"added %": {"low": low}}}
+
+    assert command.held_code([record("fail", 7.9)]) == 0
+    assert "within the 8 % held" in capsys.readouterr().out
+    assert command.held_code([record("fail", 8.1), record("pass", 0.1)]) == 1
+    assert command.held_code([record("void", 9.0)]) == 0
 
 
 @pytest.mark.parametrize(
