@@ -31,7 +31,7 @@ def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
     port = guard.runtime(app.name if app.name != "__main__" else None).port(PROTOCOL)
     app.extensions["opsguard"] = guard
     app.wsgi_app = serve(app.wsgi_app, port, answers=False)  # type: ignore[method-assign, assignment]
-    app.before_request_funcs.setdefault(None, []).insert(0, _enter)
+    app.before_request_funcs.setdefault(None, []).insert(0, _route_hook(app))
     got_request_exception.connect(_note_exception, app)
     return guard
 
@@ -40,19 +40,27 @@ init_app = install
 """The same by the name that Flask extensions use."""
 
 
-def _enter() -> Response | None:
-    """The route hook: first of the functions before the request, so before the app's own."""
-    exchange: Exchange | None = request.environ.get(KEY)
-    if exchange is None:
-        return None
-    if request.url_rule is None:
-        _name_refused(exchange)
-        return None
-    mounts = request.environ["SCRIPT_NAME"].removeprefix(request.environ[ROOT])
-    reply = exchange.enter(mounts + template(request.url_rule.rule), _view(request.endpoint))
-    if reply is None:
-        return None
-    return Response(reply.body, reply.status, list(reply.headers))
+def _route_hook(app: Flask) -> Callable[[], Response | None]:
+    """First of the functions before the request, so before the app's own."""
+    views = app.view_functions
+    the_request: Any = request
+
+    def enter() -> Response | None:
+        asked = the_request._get_current_object()  # once: each look through the proxy costs
+        exchange: Exchange | None = asked.environ.get(KEY)
+        if exchange is None:
+            return None
+        rule = asked.url_rule
+        if rule is None:
+            _name_refused(exchange)
+            return None
+        mounts = asked.environ["SCRIPT_NAME"].removeprefix(asked.environ[ROOT])
+        reply = exchange.enter(mounts + template(rule.rule), views.get(rule.endpoint))
+        if reply is None:
+            return None
+        return Response(reply.body, reply.status, list(reply.headers))
+
+    return enter
 
 
 def _name_refused(exchange: Exchange) -> None:
@@ -67,12 +75,6 @@ def _name_refused(exchange: Exchange) -> None:
     allowed = next(iter(error.valid_methods))
     rule, _ = request_ctx.url_adapter.match(method=allowed, return_rule=True)
     exchange.name(template(rule.rule))
-
-
-def _view(endpoint: str | None) -> Callable[..., Any] | None:
-    from flask import current_app
-
-    return current_app.view_functions.get(endpoint or "")
 
 
 def _note_exception(sender: Flask, exception: BaseException, **_: Any) -> None:
