@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -698,3 +699,21 @@ def test_an_upload_is_read_by_the_view_and_counted_from_outside(eyes: Eyes) -> N
         answer = call_asgi(guarded, Request("/a", "POST", body=b"x" * 500, chunked=True))
     assert answer.body == b"500"
     assert eyes.total("http_request_size_bytes_sum") == 500.0
+
+
+def test_headers_are_added_beside_the_apps_own_with_and_without_djangos_private_store() -> None:
+    """`ResponseHeaders._store` saves two exceptions a request; it may go away."""
+    from django.http import HttpResponse
+
+    from opsguard_django.middleware import _add_headers
+
+    ours = [("X-Request-ID", "ours"), ("X-Correlation-ID", "ours")]
+    response = HttpResponse(headers={"x-request-id": "mine"})
+    _add_headers(response, ours)
+    assert type(response.headers._store) is dict
+    assert response["X-Request-ID"] == "mine"
+    assert response["X-Correlation-ID"] == "ours"
+
+    plain: Any = SimpleNamespace(headers={"X-Request-ID": "mine"})
+    _add_headers(plain, ours)
+    assert plain.headers == {"X-Request-ID": "mine", "X-Correlation-ID": "ours"}

@@ -22,6 +22,9 @@ from opsguard_wsgi import KEY, PROTOCOL
 __all__ = ["OpsGuardMiddleware"]
 
 
+_NO_SCOPE: dict[str, Any] = {}
+
+
 class OpsGuardMiddleware:
     """First in MIDDLEWARE. Holds nothing of a request; safe for any number of threads and tasks."""
 
@@ -33,15 +36,14 @@ class OpsGuardMiddleware:
         self.port = project_ops().runtime().port(PROTOCOL)
         self.process_view: Callable[..., Any] = self._enter
         got_request_exception.connect(_note_exception, dispatch_uid="opsguard")
-        if iscoroutinefunction(get_response):
+        self._async = iscoroutinefunction(get_response)
+        if self._async:
             markcoroutinefunction(self)
             # A sync process_view would cost a thread hop for each request.
             self.process_view = self._enter_async
 
     def __call__(self, request: HttpRequest) -> Any:
-        if iscoroutinefunction(self):
-            return self._serve_async(request)
-        return self._serve(request)
+        return self._serve_async(request) if self._async else self._serve(request)
 
     def _serve(self, request: HttpRequest) -> HttpResponseBase:
         exchange = self._open(request)
@@ -85,14 +87,15 @@ class OpsGuardMiddleware:
     def _open(self, request: HttpRequest) -> Exchange | None:
         """The exchange to serve, or None if an edge outside of Django has opened one already."""
         meta = request.META
-        outer = meta.get(KEY) or getattr(request, "scope", {}).get("opsguard.exchange")
+        scope: Any = request.__dict__.get("scope", _NO_SCOPE)  # an ASGI request has one
+        outer = meta.get(KEY) or scope.get("opsguard.exchange")
         if outer is not None:
             meta[KEY] = outer
             return None
         headers = {name: meta[key] for key, name in self.port.wanted.items() if meta.get(key)}
         peer = meta.get("REMOTE_ADDR") or None
         # As the client sent it: request.method is in upper case already.
-        method = getattr(request, "scope", {}).get("method") or meta["REQUEST_METHOD"]
+        method = scope.get("method") or meta["REQUEST_METHOD"]
         exchange = self.port.open(
             method, request.path, request.path_info, peer, headers or None, meta
         )
@@ -101,8 +104,7 @@ class OpsGuardMiddleware:
 
     def _finish(self, exchange: Exchange, response: HttpResponseBase) -> HttpResponseBase:
         """Add our headers, and hear when the last byte is out."""
-        for name, value in self.port.head(exchange, response.status_code, ()):
-            response.headers.setdefault(name, value)
+        _add_headers(response, self.port.head(exchange, response.status_code, ()))
         if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
             whole = exchange.method == "HEAD"  # Django's servers don't ask for a body then
             _count_stream(exchange, response)
@@ -118,6 +120,19 @@ class OpsGuardMiddleware:
         closers.insert(0, partial(current.set, exchange))
         closers.append(_Closer(exchange, whole))
         return response
+
+
+def _add_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> None:
+    """Add what the app has not set itself."""
+    headers = response.headers
+    # Django's own `setdefault` raises and catches a KeyError, and converts what is ASCII already.
+    # Its dictionary is private, so without it the long way is taken.
+    store = getattr(headers, "_store", None)
+    for name, value in ours:
+        if type(store) is dict:
+            store.setdefault(name.lower(), (name, value))
+        else:
+            headers.setdefault(name, value)
 
 
 class _Closer:
