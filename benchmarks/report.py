@@ -18,7 +18,7 @@ INTRODUCTION = """# What opsguard costs
 This page is generated from the JSON in `benchmarks/results/` by `python -m benchmarks`; do not
 edit it. Every table shows the bare app beside the guarded one.
 
-The promise is at most 2 % of the CPU of a page that reads a database and renders it. The same
+The aim is at most 2 % of the CPU of a page that reads a database and renders it. The same
 microseconds are a larger part of a JSON hello-world; both are below.
 
 ## How it is measured

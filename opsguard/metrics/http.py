@@ -77,7 +77,7 @@ if speed is not None and not TYPE_CHECKING:
 
 
 class HttpMetrics:
-    """Counts requests: `begin` at the route, `finish` once at the end. Both are made for this
+    """Counts requests: `begin` at the route, `record` once at the end. Both are made for this
     interpreter, with a lock where it has no GIL, and are safe in threads for any method, endpoint
     and status.
     """
