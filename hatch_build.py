@@ -25,7 +25,8 @@ from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 
 loader = ExtensionFileLoader("opsguard._speed", sys.argv[1])
-module_from_spec(spec_from_file_location("opsguard._speed", sys.argv[1], loader=loader))
+made = module_from_spec(spec_from_file_location("opsguard._speed", sys.argv[1], loader=loader))
+loader.exec_module(made)
 """
 
 
@@ -88,7 +89,16 @@ def compile_to(target: Path, source: Path) -> None:
         *shlex.split(said.get("LDSHARED") or "cc -shared"),
         *shlex.split(said.get("CFLAGS") or "-O2"),
         *shlex.split(said.get("CCSHARED") or ""),
-        *("-O2", "-fvisibility=hidden", "-g0", "-I", paths["include"], "-I", paths["platinclude"]),
+        *(
+            "-O2",
+            "-Werror=implicit-function-declaration",
+            "-fvisibility=hidden",
+            "-g0",
+            "-I",
+            paths["include"],
+            "-I",
+            paths["platinclude"],
+        ),
         *(str(source), "-o", str(target)),
     ]
     for step in (command, [sys.executable, "-c", LOADS, str(target)]):

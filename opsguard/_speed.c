@@ -13,6 +13,7 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <math.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -21,15 +22,16 @@
 #error "the accelerator relies on the GIL"
 #endif
 
-static PyObject *zero;
+static PyObject *zero, *nothing; /* 0 and () */
 static struct {
     PyObject *type, *http, *method, *path, *root_path, *client, *headers, *status, *body, *more_body;
-    PyObject *start, *body_kind, *pathsend, *door, *cells, *throw, *close, *fastapi;
-    PyObject *site_close, *site_enter, *site_open, *enter_by, *name_by;
+    PyObject *start, *body_kind, *pathsend, *throw, *close, *fastapi;
+    PyObject *site_close, *site_enter, *site_open, *site_endpoint;
+    PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
 } names;
 
 static PyTypeObject ExchangeType, SeriesType, RecorderType, CoreType, DoorType, EdgeType, RespondType,
-    WatchType, HookType;
+    WatchType, HookType, GateType, StartType, BodyType;
 
 /* Small tools ---------------------------------------------------------------------------------- */
 
@@ -66,6 +68,36 @@ give_error(PyObject *error)
 #endif
 }
 
+/* The end of the chain of contexts, borrowed; of one that is a ring, any. */
+static PyObject *
+oldest(PyObject *error)
+{
+    PyObject *context;
+    for (int i = 0; i < 1000 && (context = PyException_GetContext(error)) != NULL; i++) {
+        Py_DECREF(context); /* the one before holds it */
+        error = context;
+    }
+    return error;
+}
+
+/* Set it again, or, where another one was raised meanwhile, leave it as the context of that, as an
+ * `except` block does. Takes the reference.
+ */
+static void
+go_on_with(PyObject *error)
+{
+    PyObject *newer = take_error();
+    if (newer == NULL) {
+        give_error(error);
+        return;
+    }
+    PyObject *last = oldest(newer);
+    if (last != oldest(error)) /* else they have met already, and would make a ring */
+        PyException_SetContext(last, Py_NewRef(error));
+    Py_DECREF(error);
+    give_error(newer);
+}
+
 /* Replace what a field holds. */
 static inline void
 put(PyObject **field, PyObject *value)
@@ -98,6 +130,17 @@ needed(PyObject *mapping, PyObject *key)
     if (found == NULL && !PyErr_Occurred())
         PyErr_SetObject(PyExc_KeyError, key);
     return found;
+}
+
+/* An attribute that need not be there: 1 and a new reference, 0, or -1 with an exception. */
+static inline int
+optional(PyObject *object, PyObject *name, PyObject **found)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    return PyObject_GetOptionalAttr(object, name, found);
+#else
+    return _PyObject_LookupAttr(object, name, found);
+#endif
 }
 
 /* text == other; -1 with an exception. */
@@ -168,25 +211,31 @@ typedef struct Core Core;
 
 typedef struct {
     PyObject_HEAD
-    PyObject *client, *correlation_id, *endpoint, *error, *fields, *marked, *method, *path, *plan;
-    PyObject *reply, *request_id, *series, *source, *status, *work;
+    PyObject *client, *correlation_id, *endpoint, *error, *fields, *method, *path, *plan;
+    PyObject *reply, *request_id, *routed, *series, *source, *status, *work;
+    PyObject *charged;
+    PyObject *credentials, *extra, *held, *identity, *marked; /* NULL stands for None */
     Core *core; /* of a request that was opened here; a websocket has none */
     double started, first_byte, ended;
     long long received, sent;
-    char closed, left, uploads;
+    char closed, correlated, left, uploads;
 } Exchange;
 
 #define OBJECT(name) {#name, T_OBJECT_EX, offsetof(Exchange, name), 0, NULL}
+#define OPTIONAL(name) {#name, T_OBJECT, offsetof(Exchange, name), 0, NULL}
 static PyMemberDef exchange_members[] = {
     OBJECT(client), OBJECT(correlation_id), OBJECT(endpoint), OBJECT(error), OBJECT(fields),
-    OBJECT(marked), OBJECT(method), OBJECT(path), OBJECT(plan), OBJECT(reply), OBJECT(request_id),
+    OBJECT(method), OBJECT(path), OBJECT(plan), OBJECT(reply), OBJECT(request_id), OBJECT(routed),
     OBJECT(series), OBJECT(source), OBJECT(status), OBJECT(work),
+    OBJECT(charged), OPTIONAL(credentials), OPTIONAL(extra), OPTIONAL(held), OPTIONAL(identity),
+    OPTIONAL(marked),
     {"started", T_DOUBLE, offsetof(Exchange, started), 0, NULL},
     {"first_byte", T_DOUBLE, offsetof(Exchange, first_byte), 0, NULL},
     {"ended", T_DOUBLE, offsetof(Exchange, ended), 0, NULL},
     {"received", T_LONGLONG, offsetof(Exchange, received), 0, NULL},
     {"sent", T_LONGLONG, offsetof(Exchange, sent), 0, NULL},
     {"closed", T_BOOL, offsetof(Exchange, closed), 0, NULL},
+    {"correlated", T_BOOL, offsetof(Exchange, correlated), 0, NULL},
     {"left", T_BOOL, offsetof(Exchange, left), 0, NULL},
     {"uploads", T_BOOL, offsetof(Exchange, uploads), 0, NULL},
     {NULL},
@@ -194,7 +243,8 @@ static PyMemberDef exchange_members[] = {
 
 #define EXCHANGE_OBJECTS(X) \
     X(client) X(correlation_id) X(endpoint) X(error) X(fields) X(marked) X(method) X(path) X(plan) \
-    X(reply) X(request_id) X(series) X(source) X(status) X(work) X(core)
+    X(reply) X(request_id) X(routed) X(series) X(source) X(status) X(work) X(core) X(charged) \
+    X(credentials) X(extra) X(held) X(identity)
 
 static int
 exchange_traverse(Exchange *self, visitproc visit, void *arg)
@@ -220,6 +270,8 @@ exchange_dealloc(Exchange *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+static PyMethodDef exchange_methods[4];
+
 static PyTypeObject ExchangeType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Fields",
     .tp_doc = "The attributes of an Exchange.",
@@ -230,7 +282,61 @@ static PyTypeObject ExchangeType = {
     .tp_traverse = (traverseproc)exchange_traverse,
     .tp_clear = (inquiry)exchange_clear,
     .tp_members = exchange_members,
+    .tp_methods = exchange_methods,
 };
+
+/* Shelf and Hinge: the one attribute that is read here on each request, of a class in Python --------
+ *
+ * A look-up by name walks the class and its bases whenever Python's cache has lost it, which on a
+ * page of some size is always.
+ */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *held;
+} Holder;
+
+static int
+holder_traverse(Holder *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->held);
+    return 0;
+}
+
+static int
+holder_clear(Holder *self)
+{
+    Py_CLEAR(self->held);
+    return 0;
+}
+
+static void
+holder_dealloc(Holder *self)
+{
+    PyObject_GC_UnTrack(self);
+    holder_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+#define HOLDER(Name, attribute, text) \
+    static PyMemberDef Name##_members[] = { \
+        {attribute, T_OBJECT_EX, offsetof(Holder, held), 0, NULL}, \
+        {NULL}, \
+    }; \
+    static PyTypeObject Name##Type = { \
+        PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed." #Name, \
+        .tp_doc = text, \
+        .tp_basicsize = sizeof(Holder), \
+        .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, \
+        .tp_new = PyType_GenericNew, \
+        .tp_dealloc = (destructor)holder_dealloc, \
+        .tp_traverse = (traverseproc)holder_traverse, \
+        .tp_clear = (inquiry)holder_clear, \
+        .tp_members = Name##_members, \
+    };
+
+HOLDER(Shelf, "cells", "Base of a store: where its cells are now.")
+HOLDER(Hinge, "door", "Base of a port: its door now.")
 
 static Exchange *
 as_exchange(PyObject *object)
@@ -344,7 +450,8 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *store, *routes, *resolve, *outcome, *unmatched;
+    Holder *store; /* a Shelf */
+    PyObject *routes, *resolve, *outcome, *unmatched;
     PyObject *cells; /* the memoryview that `view` was taken of */
     Py_buffer view;
     Buckets seconds, sizes;
@@ -388,13 +495,13 @@ recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"store", "routes", "resolve", "outcome", "unmatched", "seconds", "sizes", NULL};
     PyObject *store, *routes, *resolve, *outcome, *unmatched, *seconds, *sizes;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO!OOUOO", keys, &store, &PyDict_Type, &routes,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOUOO", keys, &ShelfType, &store, &PyDict_Type, &routes,
                                      &resolve, &outcome, &unmatched, &seconds, &sizes))
         return NULL;
     Recorder *self = (Recorder *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->store = Py_NewRef(store);
+    self->store = (Holder *)Py_NewRef(store);
     self->routes = Py_NewRef(routes);
     self->resolve = Py_NewRef(resolve);
     self->outcome = Py_NewRef(outcome);
@@ -440,19 +547,20 @@ recorder_dealloc(Recorder *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-/* The store's cells as they are now; NULL with an exception. Valid until Python code runs: a store
- * that is opened, or adopted by a forked child, has other cells.
+/* The store's cells as they are now, and how many; NULL with an exception. Valid until Python code
+ * runs: a store that is opened, or adopted by a forked child, has other cells.
  */
 static double *
-cells_of(Recorder *self, Py_ssize_t highest)
+cells_of(Recorder *self, Py_ssize_t *count)
 {
-    PyObject *cells = PyObject_GetAttr(self->store, names.cells);
-    if (cells == NULL)
+    PyObject *cells = self->store->held;
+    if (cells == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "cells");
         return NULL;
-    if (cells == self->cells)
-        Py_DECREF(cells);
-    else {
+    }
+    if (cells != self->cells) {
         Py_buffer view;
+        Py_INCREF(cells);
         if (PyObject_GetBuffer(cells, &view, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_ND) < 0) {
             Py_DECREF(cells);
             return NULL;
@@ -472,11 +580,23 @@ cells_of(Recorder *self, Py_ssize_t highest)
             Py_DECREF(old);
         }
     }
-    if (highest >= self->view.len / (Py_ssize_t)sizeof(double)) {
-        PyErr_SetString(PyExc_IndexError, "no such cell");
-        return NULL;
-    }
+    *count = self->view.len / (Py_ssize_t)sizeof(double);
     return self->view.buf;
+}
+
+/* Whether there are cells from `first` to `last` behind it. */
+static inline int
+inside(Py_ssize_t count, Py_ssize_t first, Py_ssize_t last)
+{
+    return first >= 0 && first < count - last;
+}
+
+static int
+no_such_cell(void)
+{
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_IndexError, "no such cell");
+    return -1;
 }
 
 /* The series of (method, endpoint), new reference. */
@@ -505,10 +625,11 @@ begin(Recorder *self, Exchange *x)
     Series *series = series_for(self, x);
     if (series == NULL)
         return -1;
-    double *cells = cells_of(self, series->in_progress);
-    if (cells == NULL) {
+    Py_ssize_t count;
+    double *cells = cells_of(self, &count);
+    if (cells == NULL || !inside(count, series->in_progress, 0)) {
         Py_DECREF(series);
-        return -1;
+        return no_such_cell();
     }
     cells[series->in_progress] += 1.0;
     put(&x->series, (PyObject *)series);
@@ -534,29 +655,30 @@ record(Recorder *self, Exchange *x)
     if (found == NULL && !PyErr_Occurred())
         found = PyObject_CallFunctionObjArgs(self->outcome, (PyObject *)series, status, NULL);
     Py_DECREF(status);
-    Py_ssize_t count, total;
-    if (found == NULL || !PyArg_ParseTuple(found, "nn", &count, &total)) {
-        Py_XDECREF(found);
-        Py_DECREF(series);
-        return -1;
+    if (found != NULL && (!PyTuple_CheckExact(found) || PyTuple_GET_SIZE(found) != 2)) {
+        PyErr_SetString(PyExc_TypeError, "an outcome is a pair of cells");
+        Py_CLEAR(found);
     }
-    Py_DECREF(found);
+    Py_ssize_t count = found == NULL ? -1 : PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 0));
+    Py_ssize_t total = found == NULL ? -1 : PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 1));
+    Py_XDECREF(found);
+    if (count < 0 || total < 0) {
+        Py_DECREF(series);
+        return no_such_cell();
+    }
     double duration = x->ended - x->started;
     double first_byte = (x->first_byte != 0.0 ? x->first_byte : x->ended) - x->started;
     double sent = (double)x->sent, received = (double)x->received;
     Py_ssize_t last = self->seconds.count + 1, size_last = self->sizes.count + 1;
     Py_ssize_t early = series->first_byte, body = series->sent, upload = series->received;
-    Py_ssize_t open = series->in_progress, highest = count;
+    Py_ssize_t open = series->in_progress, all;
     Py_DECREF(series);
-#define HIGHEST(index) if ((index) > highest) highest = (index)
-    HIGHEST(total + last);
-    HIGHEST(early + last);
-    HIGHEST(body + size_last);
-    HIGHEST(upload + size_last);
-    HIGHEST(open);
-    double *cells = cells_of(self, highest);
+    double *cells = cells_of(self, &all);
     if (cells == NULL)
         return -1;
+    if (!inside(all, count, 0) || !inside(all, total, last) || !inside(all, early, last)
+        || !inside(all, body, size_last) || !inside(all, upload, size_last) || !inside(all, open, 0))
+        return no_such_cell();
     cells[count] += 1.0;
     cells[total + bisect_left(&self->seconds, duration)] += 1.0;
     cells[total + last] += duration;
@@ -610,27 +732,39 @@ static PyTypeObject RecorderType = {
 struct Core {
     PyObject_HEAD
     PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record;
-    PyObject *queue, *append, *drain, *nudge, *muted, *count_error, *report;
+    PyObject *queue, *append, *drain, *nudge, *muted, *count_error, *release, *report;
+    Recorder *recorder; /* what `begin` and `record` belong to; NULL: they are called */
     Py_ssize_t most;
 };
 
 #define CORE_OBJECTS(X) \
     X(plan) X(current) X(endpoints) X(edge) X(identify) X(resolve) X(route) X(begin) X(record) \
-    X(queue) X(append) X(drain) X(nudge) X(muted) X(count_error) X(report)
+    X(queue) X(append) X(drain) X(nudge) X(muted) X(count_error) X(release) \
+    X(report)
+
+/* The recorder whose method this is, or NULL: then it is to be called as any function. */
+static Recorder *
+recorder_of(PyObject *method, PyCFunction expected)
+{
+    if (!PyCFunction_CheckExact(method) || PyCFunction_GET_FUNCTION(method) != expected)
+        return NULL;
+    return (Recorder *)PyCFunction_GET_SELF(method);
+}
 
 static PyObject *
 core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"plan",   "current", "endpoints", "edge",  "identify",    "resolve",
                            "route",  "begin",   "record",    "queue", "most",        "drain",
-                           "nudge",  "muted",   "count_error", "report", NULL};
+                           "nudge",  "muted",   "count_error", "release", "report", NULL};
     PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record, *queue;
-    PyObject *drain, *nudge, *muted, *count_error, *report, *append = NULL;
+    PyObject *drain, *nudge, *muted, *count_error, *release, *report, *append = NULL;
     Py_ssize_t most;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OO", keys, &plan,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OOO", keys, &plan,
                                      &PyContextVar_Type, &current, &PyDict_Type, &endpoints, &edge,
                                      &identify, &resolve, &route, &begin, &record, &queue, &most, &drain,
-                                     &nudge, &PyFrozenSet_Type, &muted, &count_error, &report))
+                                     &nudge, &PyFrozenSet_Type, &muted, &count_error, &release,
+                                     &report))
         return NULL;
     append = queue == Py_None ? Py_NewRef(Py_None) : PyObject_GetAttrString(queue, "append");
     if (append == NULL)
@@ -640,9 +774,12 @@ core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(append);
         return NULL;
     }
-#define KEEP(name) self->name = Py_NewRef(name);
+#define KEEP(name) self->name = (void *)Py_NewRef(name);
     CORE_OBJECTS(KEEP)
     Py_DECREF(append);
+    Recorder *recorder = recorder_of(begin, (PyCFunction)recorder_begin);
+    if (recorder != NULL && recorder == recorder_of(record, (PyCFunction)recorder_record))
+        self->recorder = recorder; /* `begin` keeps it alive */
     self->most = most;
     return (PyObject *)self;
 }
@@ -688,7 +825,10 @@ reported(Core *self, PyObject *site)
 static PyObject *
 enter(Core *self, Exchange *x)
 {
-    if (self->begin != Py_None) {
+    if (self->recorder != NULL) {
+        if (begin(self->recorder, x) < 0 && reported(self, names.site_enter) < 0)
+            return NULL;
+    } else if (self->begin != Py_None) {
         PyObject *done = PyObject_CallOneArg(self->begin, (PyObject *)x);
         if (done == NULL && reported(self, names.site_enter) < 0)
             return NULL;
@@ -731,6 +871,12 @@ enum { CLIENT_LEFT = 499 };
 static int
 close_it(Core *self, Exchange *x)
 {
+    if (is_set(x->held)) {
+        PyObject *done = PyObject_CallOneArg(self->release, (PyObject *)x);
+        if (done == NULL)
+            return -1;
+        Py_DECREF(done);
+    }
     long status = status_of(x);
     if (status == -1 && PyErr_Occurred())
         return -1;
@@ -747,10 +893,17 @@ close_it(Core *self, Exchange *x)
         put(&x->status, number);
         Py_DECREF(number);
     }
-    if (self->record != Py_None) {
+    if (self->recorder != NULL) {
+        if (record(self->recorder, x) < 0)
+            return -1;
+    } else if (self->record != Py_None) {
         PyObject *done = PyObject_CallOneArg(self->record, (PyObject *)x);
-        if (done != NULL && (status >= 500 || is_set(x->error)))
-            Py_SETREF(done, PyObject_CallOneArg(self->count_error, (PyObject *)x));
+        if (done == NULL)
+            return -1;
+        Py_DECREF(done);
+    }
+    if (self->record != Py_None && (status >= 500 || is_set(x->error))) {
+        PyObject *done = PyObject_CallOneArg(self->count_error, (PyObject *)x);
         if (done == NULL)
             return -1;
         Py_DECREF(done);
@@ -778,6 +931,113 @@ finish_exchange(Core *self, Exchange *x)
     if (status == -1 && PyErr_Occurred())
         return -1;
     return status < 500 ? close_exchange(self, x) : 0;
+}
+
+/* The core of a request; NULL with an exception for a websocket, which has none. */
+static Core *
+core_of(Exchange *x)
+{
+    if (x->core == NULL)
+        PyErr_SetString(PyExc_TypeError, "this is for requests that an edge has opened");
+    return x->core;
+}
+
+static PyObject *
+exchange_enter(Exchange *x, PyObject *const *args, Py_ssize_t count, PyObject *keywords)
+{
+    PyObject *endpoint = count > 0 ? args[0] : NULL, *marked = count > 1 ? args[1] : NULL;
+    Py_ssize_t named = keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords);
+    int wrong = count > 2;
+    for (Py_ssize_t i = 0; i < named && !wrong; i++) {
+        PyObject *name = PyTuple_GET_ITEM(keywords, i);
+        PyObject **at = PyUnicode_CompareWithASCIIString(name, "endpoint") == 0 ? &endpoint
+                        : PyUnicode_CompareWithASCIIString(name, "marked") == 0 ? &marked
+                                                                                : NULL;
+        wrong = at == NULL || *at != NULL;
+        if (!wrong)
+            *at = args[count + i];
+    }
+    if (wrong || endpoint == NULL) {
+        PyErr_SetString(PyExc_TypeError, "enter(endpoint, marked=None)");
+        return NULL;
+    }
+    if (core_of(x) == NULL)
+        return NULL;
+    if (is_set(x->endpoint) || x->closed)
+        Py_RETURN_NONE;
+    put(&x->endpoint, endpoint);
+    put(&x->marked, marked == NULL ? Py_None : marked);
+    return enter(x->core, x);
+}
+
+static PyObject *
+exchange_finish(Exchange *x, PyObject *Py_UNUSED(nothing))
+{
+    if (core_of(x) == NULL || finish_exchange(x->core, x) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+exchange_close(Exchange *x, PyObject *Py_UNUSED(nothing))
+{
+    if (core_of(x) == NULL || (!x->closed && close_exchange(x->core, x) < 0))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef exchange_methods[4] = {
+    {"enter", (PyCFunction)(void (*)(void))exchange_enter, METH_FASTCALL | METH_KEYWORDS,
+     "As Exchange.enter."},
+    {"finish", (PyCFunction)exchange_finish, METH_NOARGS, "As Exchange.finish."},
+    {"close", (PyCFunction)exchange_close, METH_NOARGS, "As Exchange.close."},
+    {NULL},
+};
+
+/* Ask the user's function for the route's template: text, or None; new reference. It may raise. */
+static PyObject *
+ask(Core *self, PyObject *label, PyObject *request)
+{
+    PyObject *template = PyObject_CallOneArg(label, request);
+    if (template != NULL)
+        return template;
+    return reported(self, names.site_endpoint) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* As Exchange.enter_by. 0 or -1. */
+static int
+enter_by(Core *self, Exchange *x, PyObject *label, PyObject *request)
+{
+    if (is_set(x->reply) || is_set(x->work))
+        return 0;
+    PyObject *template = ask(self, label, request);
+    if (template == NULL)
+        return -1;
+    PyObject *reply = NULL;
+    int entered = template != Py_None && !is_set(x->endpoint) && !x->closed;
+    if (entered) {
+        put(&x->endpoint, template);
+        put(&x->marked, Py_None);
+        reply = enter(self, x);
+        if (reply != NULL)
+            put(&x->reply, reply);
+    }
+    Py_DECREF(template);
+    Py_XDECREF(reply);
+    return entered && reply == NULL ? -1 : 0;
+}
+
+/* As Exchange.name_by. 0 or -1. */
+static int
+name_by(Core *self, Exchange *x, PyObject *label, PyObject *request)
+{
+    PyObject *template = ask(self, label, request);
+    if (template == NULL)
+        return -1;
+    if (template != Py_None && !is_set(x->endpoint))
+        put(&x->endpoint, template);
+    Py_DECREF(template);
+    return 0;
 }
 
 static PyObject *
@@ -821,20 +1081,25 @@ typedef struct {
     PyTypeObject *exchange;
     PyObject *request, *correlation; /* our headers' names; the second may be None */
     PyObject *slow_head, *wanted;
+    PyObject *spell, *spelled; /* a header's name as the protocol writes it; those asked so far */
     unsigned long long lengths; /* bit n: a wanted name has n characters */
     int requests;               /* its exchanges are requests, not websockets */
+    int always;                 /* every answer carries the second header */
 } Door;
 
-#define DOOR_OBJECTS(X) X(core) X(exchange) X(request) X(correlation) X(slow_head) X(wanted)
+#define DOOR_OBJECTS(X) X(core) X(exchange) X(request) X(correlation) X(slow_head) X(wanted) X(spell) \
+    X(spelled)
 
 static PyObject *
 door_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"core", "exchange", "requests", "request", "correlation", "head", "wanted", NULL};
-    PyObject *core, *exchange, *request, *correlation, *slow_head, *wanted;
-    int requests;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!O!pOOOO!", keys, &CoreType, &core, &PyType_Type,
-                                     &exchange, &requests, &request, &correlation, &slow_head,
+    static char *keys[] = {"core", "exchange", "requests", "request", "correlation", "spell", "always",
+                           "head", "wanted", NULL};
+    PyObject *core, *exchange, *request, *correlation, *spell, *slow_head, *wanted;
+    int requests, always;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!O!pOOOpOO!", keys, &CoreType, &core, &PyType_Type,
+                                     &exchange, &requests, &request, &correlation, &spell, &always,
+                                     &slow_head,
                                      &PyDict_Type, &wanted))
         return NULL;
     if (!PyType_IsSubtype((PyTypeObject *)exchange, &ExchangeType)) {
@@ -850,7 +1115,14 @@ door_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->correlation = Py_NewRef(correlation);
     self->slow_head = Py_NewRef(slow_head);
     self->wanted = Py_NewRef(wanted);
+    self->spell = Py_NewRef(spell);
+    self->spelled = PyDict_New();
+    if (self->spelled == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
     self->requests = requests;
+    self->always = always;
     PyObject *name;
     Py_ssize_t at = 0;
     while (PyDict_Next(wanted, &at, &name, NULL)) {
@@ -899,9 +1171,11 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
     x->plan = Py_NewRef(core->plan);
     x->method = Py_NewRef(method);
     x->path = Py_NewRef(path);
+    x->routed = Py_NewRef(routed);
     x->client = Py_NewRef(peer);
     x->source = Py_NewRef(source);
     x->status = Py_NewRef(zero);
+    x->charged = Py_NewRef(nothing);
     x->endpoint = Py_NewRef(Py_None);
     x->series = Py_NewRef(Py_None);
     x->fields = Py_NewRef(Py_None);
@@ -1029,11 +1303,55 @@ value_of(Door *self, PyObject *id)
     return PyBytes_CheckExact(self->request) ? PyUnicode_AsUTF8String(id) : Py_NewRef(id);
 }
 
+enum { SPELLINGS = 256 };
+
+/* A header's name as the protocol writes it; new reference. */
+static PyObject *
+spelled(Door *self, PyObject *name)
+{
+    PyObject *known = PyDict_GetItemWithError(self->spelled, name);
+    if (known != NULL || PyErr_Occurred())
+        return Py_XNewRef(known);
+    known = PyObject_CallOneArg(self->spell, name);
+    if (known != NULL && PyDict_GET_SIZE(self->spelled) < SPELLINGS
+        && PyDict_SetItem(self->spelled, name, known) < 0)
+        Py_CLEAR(known);
+    return known;
+}
+
+/* Put these (name, text) pairs behind the headers. 0 or -1. */
+static int
+add_extra(Door *self, PyObject *list, PyObject *extra)
+{
+    if (!PyTuple_CheckExact(extra)) {
+        PyErr_SetString(PyExc_TypeError, "extra headers are a tuple of pairs");
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(extra); i++) {
+        PyObject *given = PyTuple_GET_ITEM(extra, i);
+        if (!PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != 2
+            || !PyUnicode_Check(PyTuple_GET_ITEM(given, 1))) {
+            PyErr_SetString(PyExc_TypeError, "an extra header is a pair of texts");
+            return -1;
+        }
+        PyObject *name = spelled(self, PyTuple_GET_ITEM(given, 0));
+        PyObject *value = name == NULL ? NULL : value_of(self, PyTuple_GET_ITEM(given, 1));
+        PyObject *pair = value == NULL ? NULL : PyTuple_Pack(2, name, value);
+        int failed = pair == NULL ? -1 : PyList_Append(list, pair);
+        Py_XDECREF(name);
+        Py_XDECREF(value);
+        Py_XDECREF(pair);
+        if (failed < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* As the function of Plan.head_with; new reference. */
 static PyObject *
 head(Door *self, Exchange *x, PyObject *status, PyObject *headers)
 {
-    int both = self->correlation != Py_None;
+    int both = self->correlation != Py_None && (self->always || x->correlated);
     PyObject *list = copied(self, headers, 1 + both);
     if (list == NULL || x->request_id == NULL || x->correlation_id == NULL) {
         Py_XDECREF(list);
@@ -1059,6 +1377,13 @@ head(Door *self, Exchange *x, PyObject *status, PyObject *headers)
             goto failed;
         PyList_SET_ITEM(list, at + 1, pair);
     }
+    if (is_set(x->extra)) {
+        PyObject *extra = Py_NewRef(x->extra);
+        int failed = add_extra(self, list, extra);
+        Py_DECREF(extra);
+        if (failed < 0)
+            goto failed;
+    }
     Py_DECREF(value);
     return list;
 failed:
@@ -1078,9 +1403,43 @@ door_head(Door *self, PyObject *const *args, Py_ssize_t count)
     return x == NULL ? NULL : head(self, x, args[1], args[2]);
 }
 
+/* The wanted request headers of an environ as open() takes them: a dict or None; new reference. */
+static PyObject *
+gather(Door *door, PyObject *environ)
+{
+    PyObject *found = NULL, *key, *name;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(door->wanted, &at, &key, &name)) {
+        PyObject *value = Py_XNewRef(PyDict_GetItemWithError(environ, key));
+        int there = value == NULL ? 0 : PyObject_IsTrue(value);
+        if (value == NULL && PyErr_Occurred())
+            there = -1;
+        if (there > 0 && found == NULL)
+            there = (found = PyDict_New()) == NULL ? -1 : 1;
+        if (there > 0)
+            there = PyDict_SetItem(found, name, value);
+        Py_XDECREF(value);
+        if (there < 0) {
+            Py_XDECREF(found);
+            return NULL;
+        }
+    }
+    return found == NULL ? Py_NewRef(Py_None) : found;
+}
+
+static PyObject *
+door_gather(Door *self, PyObject *environ)
+{
+    if (PyDict_CheckExact(environ))
+        return gather(self, environ);
+    PyErr_SetString(PyExc_TypeError, "an environ is a dict");
+    return NULL;
+}
+
 static PyMethodDef door_methods[] = {
     {"open", (PyCFunction)(void (*)(void))door_open, METH_FASTCALL, "As Plan.open_with()."},
     {"head", (PyCFunction)(void (*)(void))door_head, METH_FASTCALL, "As Plan.head_with()."},
+    {"gather", (PyCFunction)door_gather, METH_O, "As Port.gather."},
     {NULL},
 };
 
@@ -1100,7 +1459,8 @@ static PyTypeObject DoorType = {
 typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
-    PyObject *app, *port, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect;
+    Holder *port; /* a Hinge */
+    PyObject *app, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect;
 } Edge;
 
 #define EDGE_OBJECTS(X) \
@@ -1266,13 +1626,9 @@ static PyObject *
 start_answer(Respond *self, PyObject *message)
 {
     Exchange *x = self->exchange;
-    if (self->edge->label != Py_None && !is_set(x->endpoint)) {
-        PyObject *done = PyObject_CallMethodObjArgs((PyObject *)x, names.name_by, self->edge->label,
-                                                    self->scope, NULL);
-        if (done == NULL)
-            return NULL;
-        Py_DECREF(done);
-    }
+    if (self->edge->label != Py_None && !is_set(x->endpoint)
+        && name_by(x->core, x, self->edge->label, self->scope) < 0)
+        return NULL;
     PyObject *answer = NULL, *ours = NULL, *headers = NULL, *sent = NULL;
     PyObject *status = needed(message, names.status);
     if (status == NULL)
@@ -1340,7 +1696,11 @@ send_path(Respond *self, PyObject *message)
     if (path == NULL && PyErr_Occurred())
         return NULL;
     if (path != NULL && PyUnicode_FSConverter(path, &encoded)) {
-        if (stat(PyBytes_AS_STRING(encoded), &found) == 0)
+        int failed;
+        Py_BEGIN_ALLOW_THREADS
+        failed = stat(PyBytes_AS_STRING(encoded), &found);
+        Py_END_ALLOW_THREADS
+        if (!failed)
             self->exchange->sent += found.st_size;
         Py_DECREF(encoded);
     }
@@ -1437,16 +1797,11 @@ call_app(Watch *self, Door *door)
     respond->send = Py_NewRef(self->send);
     PyObject_GC_Track(respond);
     self->respond = (PyObject *)respond;
-    if (edge->endpoint != Py_None) {
-        PyObject *done = PyObject_CallMethodObjArgs((PyObject *)x, names.enter_by, edge->endpoint,
-                                                    self->scope, NULL);
-        if (done == NULL)
-            return NULL;
-        Py_DECREF(done);
-    }
+    if (edge->endpoint != Py_None && enter_by(x->core, x, edge->endpoint, self->scope) < 0)
+        return NULL;
     if (is_set(x->work) || is_set(x->reply)) {
-        PyObject *args[] = {(PyObject *)x, self->respond};
-        return PyObject_Vectorcall(edge->reply, args, 2, NULL);
+        PyObject *args[] = {(PyObject *)x, self->scope, self->receive, self->respond};
+        return PyObject_Vectorcall(edge->reply, args, 4, NULL);
     }
     PyObject *heard = self->receive;
     if (x->uploads) {
@@ -1497,19 +1852,15 @@ settle(Watch *self, PySendResult got, PyObject **result)
 {
     while (got != PYGEN_NEXT) {
         Py_CLEAR(self->inner);
+        int dealt = got == PYGEN_RETURN && *result == Py_True;
         if (got == PYGEN_RETURN)
             Py_CLEAR(*result);
+        if (self->error != NULL && dealt)
+            Py_CLEAR(self->error); /* `_failed` has answered for it */
         if (self->error != NULL) { /* `_failed` has run: the app's exception goes on */
             PyObject *error = self->error;
             self->error = NULL;
-            if (got == PYGEN_ERROR) {
-                PyObject *newer = take_error();
-                if (newer != error)
-                    PyException_SetContext(newer, Py_NewRef(error));
-                Py_DECREF(error);
-                error = newer;
-            }
-            give_error(error);
+            go_on_with(error); /* as the context of what `_failed` raised, if it did */
             leave(self);
             return PYGEN_ERROR;
         }
@@ -1552,10 +1903,10 @@ watch_send(Watch *self, PyObject *value, PyObject **result)
         else if (self->edge == NULL)
             awaitable = PyObject_CallOneArg(self->send, self->message);
         else {
-            PyObject *door = PyObject_GetAttr(self->edge->port, names.door);
+            PyObject *door = Py_XNewRef(self->edge->port->held);
             if (door != NULL && Py_IS_TYPE(door, &DoorType))
                 awaitable = call_app(self, (Door *)door);
-            else if (door != NULL)
+            else
                 PyErr_SetString(PyExc_TypeError, "a port's door is needed");
             Py_XDECREF(door);
         }
@@ -1651,8 +2002,9 @@ pass_on(Watch *self, PyObject *const *args, Py_ssize_t count, PyObject **result)
         return PYGEN_NEXT;
     if (!PyErr_ExceptionMatches(PyExc_StopIteration))
         return PYGEN_ERROR;
-    PyErr_Clear();
-    *result = Py_NewRef(Py_None);
+    PyObject *stop = take_error(), *value = ((PyStopIterationObject *)stop)->value;
+    *result = Py_NewRef(value == NULL ? Py_None : value);
+    Py_DECREF(stop);
     return PYGEN_RETURN;
 }
 
@@ -1807,8 +2159,8 @@ edge_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     static char *keys[] = {"app",   "port",  "http",   "key",      "endpoint",
                            "label", "reply", "failed", "observed", "collect", NULL};
     PyObject *app, *port, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOUOOOOOO", keys, &app, &port, &http, &key,
-                                     &endpoint, &label, &reply, &failed, &observed, &collect))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUOOOOOO", keys, &app, &HingeType, &port,
+                                     &http, &key, &endpoint, &label, &reply, &failed, &observed, &collect))
         return NULL;
     Edge *self = (Edge *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -1852,6 +2204,666 @@ static PyTypeObject EdgeType = {
     .tp_clear = (inquiry)edge_clear,
 };
 
+/* The WSGI edge ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    Holder *port; /* a Hinge */
+    PyObject *app, *guarded, *key, *root, *endpoint, *text, *counted, *refuse, *other, *failed, *answer;
+} Gate;
+
+#define GATE_OBJECTS(X) \
+    X(port) X(app) X(guarded) X(key) X(root) X(endpoint) X(text) X(counted) X(refuse) X(other) \
+    X(failed) X(answer)
+
+/* `start_response` as the app sees it; as Start of opsguard_wsgi.edge. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    Door *door;
+    Exchange *exchange;
+    PyObject *server, *status, *headers, *write;
+    char asked;
+} Start;
+
+#define START_OBJECTS(X) X(door) X(exchange) X(server) X(status) X(headers) X(write)
+
+/* A body that is made while it is sent; as Body of opsguard_wsgi.edge. */
+typedef struct {
+    PyObject_HEAD
+    Exchange *exchange;
+    PyObject *body, *parts, *first;
+} Body;
+
+#define BODY_OBJECTS(X) X(exchange) X(body) X(parts) X(first)
+
+/* Whatever happened, this request is over. An exception that is set stays; 0, or -1 for a new one. */
+static int
+part(Exchange *x)
+{
+    Core *core = x->core;
+    PyObject *error = take_error();
+    int failed = x->closed ? 0 : close_exchange(core, x);
+    PyObject *token = failed < 0 ? NULL : PyContextVar_Set(core->current, Py_None);
+    if (token == NULL) {
+        Py_XDECREF(error);
+        return -1;
+    }
+    Py_DECREF(token);
+    give_error(error);
+    return 0;
+}
+
+/* Start */
+
+/* There is something to send now, or nothing at all: the server hears of the start. 0 or -1. */
+static int
+start_go(Start *self)
+{
+    if (self->status == NULL)
+        return 0;
+    PyObject *status = self->status, *headers = self->headers;
+    self->status = self->headers = NULL;
+    self->asked = 1;
+    PyObject *args[] = {status, headers};
+    Py_XSETREF(self->write, PyObject_Vectorcall(self->server, args, 2, NULL));
+    Py_DECREF(status);
+    Py_DECREF(headers);
+    if (self->write != NULL)
+        return 0;
+    if (PyErr_ExceptionMatches(PyExc_Exception)) { /* it refuses the headers, and answers for that */
+        PyObject *error = take_error(), *code = PyLong_FromLong(500);
+        if (code != NULL)
+            put(&self->exchange->status, code);
+        Py_XDECREF(code);
+        PyErr_Clear();
+        give_error(error);
+    }
+    return -1;
+}
+
+static PyObject *
+start_write(Start *self, PyObject *data)
+{
+    if (start_go(self) < 0)
+        return NULL;
+    Py_ssize_t size = PyObject_Size(data);
+    if (size < 0)
+        return NULL;
+    self->exchange->sent += size;
+    if (self->write == NULL) {
+        PyErr_SetString(PyExc_AssertionError, "write() before start_response()");
+        return NULL;
+    }
+    return PyObject_CallOneArg(self->write, data);
+}
+
+static PyObject *
+start_go_method(Start *self, PyObject *Py_UNUSED(nothing))
+{
+    if (start_go(self) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef start_methods[] = {
+    {"write", (PyCFunction)start_write, METH_O, "What PEP 3333 calls the write() callable."},
+    {"go", (PyCFunction)start_go_method, METH_NOARGS, "There is something to send now."},
+    {NULL},
+};
+
+/* The number of a status line, as int(status[:3]); new reference. */
+static PyObject *
+code_of(PyObject *status)
+{
+    PyObject *digits = PySequence_GetSlice(status, 0, 3);
+    if (digits == NULL)
+        return NULL;
+    PyObject *code = PyNumber_Long(digits);
+    Py_DECREF(digits);
+    return code;
+}
+
+static PyObject *
+start_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
+{
+    Start *self = (Start *)callable;
+    Py_ssize_t given = PyVectorcall_NARGS(flags), named = keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords);
+    PyObject *failure = given + named == 3 ? args[2] : Py_None;
+    if (given < 2 || given + named > 3
+        || (named && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(keywords, 0), "exc_info") != 0)) {
+        PyErr_SetString(PyExc_TypeError, "start_response(status, headers, exc_info=None)");
+        return NULL;
+    }
+    PyObject *status = args[0], *headers = args[1];
+    if (self->asked) { /* too late for another: the server says so in its own way */
+        int failed = PyObject_IsTrue(failure);
+        if (failed < 0)
+            return NULL;
+        return PyObject_CallFunctionObjArgs(self->server, status, headers, failed ? failure : NULL, NULL);
+    }
+    if (self->status != NULL && failure == Py_None) {
+        PyErr_SetString(PyExc_AssertionError, "start_response() was called twice");
+        return NULL;
+    }
+    PyObject *code = code_of(status);
+    PyObject *ours = code == NULL ? NULL : head(self->door, self->exchange, code, headers);
+    Py_XDECREF(code);
+    if (ours == NULL)
+        return NULL;
+    Py_XSETREF(self->status, Py_NewRef(status));
+    Py_XSETREF(self->headers, ours);
+    return PyCFunction_New(&start_methods[0], callable);
+}
+
+static PyMemberDef start_members[] = {
+    {"asked", T_BOOL, offsetof(Start, asked), READONLY, "The server has heard of a start."},
+    {NULL},
+};
+
+static int
+start_traverse(Start *self, visitproc visit, void *arg)
+{
+    START_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+start_clear(Start *self)
+{
+    START_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+start_dealloc(Start *self)
+{
+    PyObject_GC_UnTrack(self);
+    start_clear(self);
+    PyObject_GC_Del(self);
+}
+
+static PyTypeObject StartType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Start",
+    .tp_basicsize = sizeof(Start),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL
+                | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Start, call),
+    .tp_dealloc = (destructor)start_dealloc,
+    .tp_traverse = (traverseproc)start_traverse,
+    .tp_clear = (inquiry)start_clear,
+    .tp_methods = start_methods,
+    .tp_members = start_members,
+};
+
+/* Body */
+
+/* Tell the exchange of the exception that is set, if it is an Exception; it stays set. */
+static void
+tell(Exchange *x)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return;
+    PyObject *error = take_error();
+    PyObject *done = PyObject_CallMethodOneArg((PyObject *)x, names.fail, error);
+    if (done == NULL)
+        PyErr_Clear(); /* the app's own exception counts */
+    Py_XDECREF(done);
+    give_error(error);
+}
+
+static PyObject *
+body_next(Body *self)
+{
+    PyObject *data = self->first;
+    if (data != NULL)
+        self->first = NULL;
+    else if (self->parts == NULL || (data = PyIter_Next(self->parts)) == NULL) {
+        if (PyErr_Occurred())
+            tell(self->exchange);
+        else
+            finish_exchange(self->exchange->core, self->exchange);
+        return NULL;
+    }
+    Py_ssize_t size = PyObject_Size(data);
+    if (size < 0) {
+        Py_DECREF(data);
+        return NULL;
+    }
+    self->exchange->sent += size;
+    return data;
+}
+
+/* The server is done, at the end or before it: then the client has left. 0 or -1. */
+static int
+body_end(Body *self)
+{
+    Exchange *x = self->exchange;
+    PyObject *close = NULL, *done = NULL;
+    if (optional(self->body, names.close, &close) > 0) {
+        done = PyObject_CallNoArgs(close);
+        Py_DECREF(close);
+        Py_XDECREF(done);
+    }
+    PyObject *error = take_error();
+    int head_only = x->method != NULL && same(x->method, names.head) > 0 && !is_set(x->error);
+    if (head_only) /* some servers do not ask for a body they will not send */
+        finish_exchange(x->core, x);
+    if (error != NULL)
+        PyErr_Clear();
+    give_error(error);
+    if (part(x) < 0)
+        return -1;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *
+body_close(Body *self, PyObject *Py_UNUSED(nothing))
+{
+    if (body_end(self) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static int
+body_traverse(Body *self, visitproc visit, void *arg)
+{
+    BODY_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+body_clear(Body *self)
+{
+    BODY_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+body_dealloc(Body *self)
+{
+    PyObject_GC_UnTrack(self);
+    body_clear(self);
+    PyObject_GC_Del(self);
+}
+
+static PyMethodDef body_methods[] = {
+    {"close", (PyCFunction)body_close, METH_NOARGS, "The server is done with the body."},
+    {NULL},
+};
+
+static PyTypeObject BodyType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Body",
+    .tp_basicsize = sizeof(Body),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = (destructor)body_dealloc,
+    .tp_traverse = (traverseproc)body_traverse,
+    .tp_clear = (inquiry)body_clear,
+    .tp_iter = PyObject_SelfIter,
+    .tp_iternext = (iternextfunc)body_next,
+    .tp_methods = body_methods,
+};
+
+/* Gate */
+
+/* As _whole of opsguard_wsgi.edge; takes the reference of the body and gives it back. */
+static PyObject *
+whole(Exchange *x, PyObject *body, Start *start)
+{
+    if (start_go(start) < 0)
+        goto failed;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(body); i++) {
+        Py_ssize_t size = PyObject_Size(PySequence_Fast_GET_ITEM(body, i));
+        if (size < 0)
+            goto failed;
+        x->sent += size;
+    }
+    if (finish_exchange(x->core, x) < 0 || part(x) < 0)
+        goto failed;
+    return body;
+failed:
+    Py_DECREF(body);
+    return NULL;
+}
+
+/* As _streamed of opsguard_wsgi.edge; takes the reference of the body. */
+static PyObject *
+streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
+{
+    Body *self = PyObject_GC_New(Body, &BodyType);
+    if (self == NULL) {
+        Py_DECREF(body);
+        return NULL;
+    }
+    self->exchange = (Exchange *)Py_NewRef(x);
+    self->body = body;
+    self->first = NULL;
+    self->parts = PyObject_GetIter(body);
+    PyObject_GC_Track(self);
+    if (self->parts != NULL)
+        self->first = PyIter_Next(self->parts);
+    if (PyErr_Occurred()) { /* the app failed: nothing was sent, so it can be answered for */
+        if (!PyErr_ExceptionMatches(PyExc_Exception))
+            goto failed;
+        PyObject *error = take_error();
+        Py_XSETREF(self->parts, PyObject_CallFunctionObjArgs(gate->answer, (PyObject *)x, error,
+                                                             (PyObject *)start, NULL));
+        Py_DECREF(error);
+        if (self->parts == NULL)
+            goto failed;
+        if (!start->asked && (self->first = PyIter_Next(self->parts)) == NULL && PyErr_Occurred())
+            goto failed;
+    }
+    if (start_go(start) == 0)
+        return (PyObject *)self;
+failed:
+    if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        tell(x);
+        PyObject *error = take_error(); /* nothing may be called while it is set */
+        body_end(self);
+        go_on_with(error);
+    }
+    Py_DECREF(self);
+    return NULL;
+}
+
+/* A path of the environ as the text it stands for; new reference. NULL without an exception: none. */
+static PyObject *
+path_text(Gate *gate, PyObject *environ, PyObject *key)
+{
+    PyObject *text = PyDict_GetItemWithError(environ, key);
+    if (text == NULL)
+        return NULL;
+    if (PyUnicode_CheckExact(text) && PyUnicode_IS_COMPACT_ASCII(text))
+        return PyUnicode_GET_LENGTH(text) ? Py_NewRef(text) : NULL;
+    Py_INCREF(text);
+    int there = PyObject_IsTrue(text);
+    PyObject *plain = there > 0 ? PyObject_CallOneArg(gate->text, text) : NULL;
+    Py_DECREF(text);
+    return plain;
+}
+
+/* As open_exchange of opsguard_wsgi.types; new reference. */
+static Exchange *
+open_environ(Gate *gate, Door *door, PyObject *environ)
+{
+    Exchange *x = NULL;
+    PyObject *method = NULL, *path = NULL, *routed = NULL, *root = NULL, *peer = NULL, *headers = NULL;
+    PyObject *mounted = NULL;
+    if ((method = needed(environ, names.request_method)) == NULL
+        || (headers = gather(door, environ)) == NULL)
+        goto done;
+    if ((routed = path_text(gate, environ, names.path_info)) == NULL
+        && (PyErr_Occurred() || (routed = PyUnicode_New(0, 0)) == NULL))
+        goto done;
+    root = path_text(gate, environ, names.script_name);
+    if (root == NULL && PyErr_Occurred())
+        goto done;
+    path = root == NULL ? Py_NewRef(routed) : PyUnicode_Concat(root, routed);
+    if (path == NULL)
+        goto done;
+    peer = item(environ, names.remote_addr);
+    if (peer == NULL && PyErr_Occurred())
+        goto done;
+    int there = peer == NULL ? 0 : PyObject_IsTrue(peer);
+    if (there < 0)
+        goto done;
+    x = open_exchange(door, method, path, routed, there ? peer : Py_None, headers, environ);
+    if (x == NULL)
+        goto done;
+    mounted = item(environ, names.script_name); /* as it is written there */
+    if (mounted == NULL || !PyUnicode_Check(mounted))
+        Py_XSETREF(mounted, PyErr_Occurred() ? NULL : PyUnicode_New(0, 0));
+    if (mounted == NULL || PyDict_SetItem(environ, gate->key, (PyObject *)x) < 0
+        || PyDict_SetItem(environ, gate->root, mounted) < 0)
+        Py_CLEAR(x);
+done:
+    Py_XDECREF(method);
+    Py_XDECREF(path);
+    Py_XDECREF(routed);
+    Py_XDECREF(root);
+    Py_XDECREF(peer);
+    Py_XDECREF(headers);
+    Py_XDECREF(mounted);
+    return x;
+}
+
+/* The app's answer, or ours instead of it; new reference. */
+static PyObject *
+answered(Gate *gate, Exchange *x, PyObject *environ, Start *start)
+{
+    if (gate->endpoint != Py_None && enter_by(x->core, x, gate->endpoint, environ) < 0)
+        return NULL;
+    PyObject *body = NULL;
+    if (is_set(x->work) || is_set(x->reply)) {
+        body = PyObject_CallFunctionObjArgs(gate->refuse, (PyObject *)x, environ, (PyObject *)start, NULL);
+        if (body == NULL)
+            return NULL;
+        if (body == Py_None) /* it took a look outside, and the app is to answer */
+            Py_CLEAR(body);
+    }
+    if (body == NULL) {
+        if (x->uploads && x->received == 0) {
+            PyObject *done = PyObject_CallFunctionObjArgs(gate->counted, environ, (PyObject *)x, NULL);
+            if (done == NULL)
+                return NULL;
+            Py_DECREF(done);
+        }
+        PyObject *args[] = {environ, (PyObject *)start};
+        body = PyObject_Vectorcall(gate->app, args, 2, NULL);
+        if (body == NULL)
+            return NULL;
+    }
+    if (PyList_Check(body) || PyTuple_Check(body))
+        return whole(x, body, start);
+    PyObject *wrapper = PyDict_GetItemWithError(environ, names.file_wrapper);
+    if (wrapper != NULL && PyType_Check(wrapper) && PyObject_TypeCheck(body, (PyTypeObject *)wrapper)) {
+        PyObject *file = PyObject_CallFunctionObjArgs(gate->other, (PyObject *)x, body, environ,
+                                                      (PyObject *)start, NULL);
+        Py_DECREF(body);
+        return file;
+    }
+    return streamed(gate, x, body, start);
+}
+
+static PyObject *
+gate_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
+{
+    Gate *self = (Gate *)callable;
+    PyObject *held = self->port->held;
+    if (PyVectorcall_NARGS(flags) != 2 || keywords != NULL || !PyDict_CheckExact(args[0]) || held == NULL
+        || !Py_IS_TYPE(held, &DoorType))
+        return PyObject_Vectorcall(self->guarded, args, flags, keywords);
+    PyObject *environ = args[0];
+    Door *door = (Door *)Py_NewRef(held); /* `override` may exchange it from here on */
+    int nested = PyDict_Contains(environ, self->key);
+    if (nested) {
+        Py_DECREF(door);
+        return nested < 0 ? NULL : PyObject_Vectorcall(self->app, args, flags, NULL);
+    }
+    Exchange *x = open_environ(self, door, environ);
+    if (x == NULL) {
+        int failed = reported(door->core, names.site_open);
+        Py_DECREF(door);
+        return failed < 0 ? NULL : PyObject_Vectorcall(self->app, args, flags, NULL);
+    }
+    Start *start = PyObject_GC_New(Start, &StartType);
+    if (start == NULL) {
+        Py_DECREF(door);
+        Py_DECREF(x);
+        return NULL;
+    }
+    start->call = start_call;
+    start->door = door;
+    start->exchange = x;
+    start->server = Py_NewRef(args[1]);
+    start->status = start->headers = start->write = NULL;
+    start->asked = 0;
+    PyObject_GC_Track(start);
+    PyObject *body = answered(self, x, environ, start);
+    if (body == NULL) {
+        PyObject *error = take_error();
+        body = PyObject_CallFunctionObjArgs(self->failed, (PyObject *)x, error, (PyObject *)start, NULL);
+        if (body == Py_None) /* it goes on to the server */
+            Py_CLEAR(body);
+        if (body == NULL)
+            go_on_with(error);
+        else
+            Py_DECREF(error);
+    }
+    Py_DECREF(start);
+    return body;
+}
+
+static PyObject *
+gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"app", "port", "guarded", "key", "root", "endpoint", "text", "counted",
+                           "refuse", "other", "failed", "answer", NULL};
+    PyObject *app, *port, *guarded, *key, *root, *endpoint, *text, *counted, *refuse, *other;
+    PyObject *failed, *answer;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUUOOOOOOO", keys, &app, &HingeType, &port,
+                                     &guarded, &key, &root, &endpoint, &text, &counted, &refuse, &other,
+                                     &failed, &answer))
+        return NULL;
+    Gate *self = (Gate *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = gate_call;
+    GATE_OBJECTS(KEEP)
+    return (PyObject *)self;
+}
+
+static int
+gate_traverse(Gate *self, visitproc visit, void *arg)
+{
+    GATE_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+gate_clear(Gate *self)
+{
+    GATE_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+gate_dealloc(Gate *self)
+{
+    PyObject_GC_UnTrack(self);
+    gate_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject GateType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Gate",
+    .tp_basicsize = sizeof(Gate),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = gate_new,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Gate, call),
+    .tp_dealloc = (destructor)gate_dealloc,
+    .tp_traverse = (traverseproc)gate_traverse,
+    .tp_clear = (inquiry)gate_clear,
+};
+
+/* Closer: called by a framework when it closes an answer, as the one of opsguard_django -------------- */
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    Exchange *exchange;
+    int whole;
+} Closer;
+
+static PyObject *
+closer_call(PyObject *callable, PyObject *const *Py_UNUSED(args), size_t flags, PyObject *keywords)
+{
+    Closer *self = (Closer *)callable;
+    Exchange *x = self->exchange;
+    if (PyVectorcall_NARGS(flags) || keywords != NULL) {
+        PyErr_SetString(PyExc_TypeError, "it takes no arguments");
+        return NULL;
+    }
+    if (self->whole && finish_exchange(x->core, x) < 0)
+        return NULL;
+    if (part(x) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+closer_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    PyObject *exchange;
+    int whole;
+    if (!PyArg_ParseTuple(args, "Op", &exchange, &whole))
+        return NULL;
+    Exchange *x = as_exchange(exchange);
+    if (x == NULL || core_of(x) == NULL)
+        return NULL;
+    Closer *self = (Closer *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = closer_call;
+    self->exchange = (Exchange *)Py_NewRef(x);
+    self->whole = whole;
+    return (PyObject *)self;
+}
+
+static int
+closer_traverse(Closer *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->exchange);
+    return 0;
+}
+
+static int
+closer_clear(Closer *self)
+{
+    Py_CLEAR(self->exchange);
+    return 0;
+}
+
+/* Dropped without a call, as Django's ASGI handler does when sending fails: the end is heard here. */
+static void
+closer_finalize(Closer *self)
+{
+    Exchange *x = self->exchange;
+    if (x == NULL || x->closed)
+        return;
+    PyObject *error = take_error();
+    if (close_exchange(x->core, x) < 0)
+        PyErr_WriteUnraisable((PyObject *)self);
+    give_error(error);
+}
+
+static void
+closer_dealloc(Closer *self)
+{
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return;
+    PyObject_GC_UnTrack(self);
+    closer_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject CloserType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Closer",
+    .tp_basicsize = sizeof(Closer),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = closer_new,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Closer, call),
+    .tp_dealloc = (destructor)closer_dealloc,
+    .tp_finalize = (destructor)closer_finalize,
+    .tp_traverse = (traverseproc)closer_traverse,
+    .tp_clear = (inquiry)closer_clear,
+};
+
 /* Hook: the `handle` of a Starlette route -------------------------------------------------------- */
 
 typedef struct {
@@ -1876,7 +2888,7 @@ hook_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
         return NULL;
     Exchange *x = (Exchange *)found;
     if (found == NULL || !PyObject_TypeCheck(found, &ExchangeType) || x->core == NULL
-        || is_set(x->endpoint) || x->closed)
+        || x->method == NULL || is_set(x->endpoint) || x->closed)
         return PyObject_Vectorcall(self->hooked, args, flags, keywords);
     Py_INCREF(x);
     int unusual = PyDict_Contains(scope, self->prefix);
@@ -1900,7 +2912,8 @@ hook_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
     if (reply == Py_None)
         result = PyObject_Vectorcall(self->handle, args, flags, NULL);
     else
-        result = PyObject_CallFunctionObjArgs(self->refuse, reply, scope, args[2], NULL);
+        result = PyObject_CallFunctionObjArgs(self->refuse, reply, self->handle, scope, args[1], args[2],
+                                              NULL);
     Py_DECREF(reply);
     return result;
 }
@@ -2121,7 +3134,7 @@ speed_take_lines(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
         PyErr_SetString(PyExc_TypeError, "take_lines(take, templates, offset, lines)");
         return NULL;
     }
-    double offset = PyFloat_AsDouble(args[2]), second = -1.0;
+    double offset = PyFloat_AsDouble(args[2]), second = -HUGE_VAL; /* no moment yet */
     char moment[NUMBERS];
     Line line;
     if (offset == -1.0 && PyErr_Occurred())
@@ -2182,14 +3195,6 @@ static PyMethodDef speed_functions[] = {
     {NULL},
 };
 
-static struct PyModuleDef speed_module = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "opsguard._speed",
-    .m_doc = "The request path in C; see `opsguard.accelerator`.",
-    .m_size = -1,
-    .m_methods = speed_functions,
-};
-
 static int
 set_up(void)
 {
@@ -2198,16 +3203,21 @@ set_up(void)
         {&names.root_path, "root_path"}, {&names.client, "client"}, {&names.headers, "headers"},
         {&names.status, "status"}, {&names.body, "body"}, {&names.more_body, "more_body"},
         {&names.start, "http.response.start"}, {&names.body_kind, "http.response.body"},
-        {&names.pathsend, "http.response.pathsend"}, {&names.door, "door"}, {&names.cells, "cells"},
+        {&names.pathsend, "http.response.pathsend"},
         {&names.throw, "throw"}, {&names.close, "close"}, {&names.fastapi, "fastapi"},
         {&names.site_close, "close"}, {&names.site_enter, "enter"},
-        {&names.site_open, "open"}, {&names.enter_by, "enter_by"},
-        {&names.name_by, "name_by"},
+        {&names.site_open, "open"}, {&names.site_endpoint, "endpoint"},
+        {&names.request_method, "REQUEST_METHOD"}, {&names.path_info, "PATH_INFO"},
+        {&names.script_name, "SCRIPT_NAME"}, {&names.remote_addr, "REMOTE_ADDR"},
+        {&names.file_wrapper, "wsgi.file_wrapper"}, {&names.head, "HEAD"}, {&names.fail, "fail"},
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if ((*texts[i].at = PyUnicode_InternFromString(texts[i].text)) == NULL)
             return -1;
     zero = PyLong_FromLong(0);
+    nothing = PyTuple_New(0);
+    if (nothing == NULL)
+        return -1;
     PyObject *os = zero == NULL ? NULL : PyImport_ImportModule("os");
     if (os == NULL)
         return -1;
@@ -2222,28 +3232,48 @@ set_up(void)
     return 0;
 }
 
-PyMODINIT_FUNC
-PyInit__speed(void)
+/* Runs for each interpreter that imports this, and each time: what is static is set up once. */
+static int
+speed_exec(PyObject *module)
 {
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
         PyErr_SetString(PyExc_ImportError, "the accelerator works in the main interpreter only");
-        return NULL;
+        return -1;
     }
-    if (set_up() < 0)
-        return NULL;
-    PyObject *module = PyModule_Create(&speed_module);
-    if (module == NULL)
-        return NULL;
+    if (urandom == NULL && set_up() < 0)
+        return -1;
     static const struct { const char *name; PyTypeObject *type; } types[] = {
         {"Fields", &ExchangeType}, {"RouteSeries", &SeriesType}, {"Recorder", &RecorderType},
         {"Core", &CoreType},       {"Door", &DoorType},          {"Edge", &EdgeType},
         {"Hook", &HookType},       {"Respond", &RespondType},    {"Watch", &WatchType},
+        {"Shelf", &ShelfType},     {"Hinge", &HingeType},        {"Gate", &GateType},
+        {"Start", &StartType},     {"Body", &BodyType},          {"Closer", &CloserType},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (PyType_Ready(types[i].type) < 0
-            || PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0) {
-            Py_DECREF(module);
-            return NULL;
-        }
-    return module;
+            || PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0)
+            return -1;
+    return 0;
+}
+
+static PyModuleDef_Slot speed_slots[] = {
+    {Py_mod_exec, speed_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef speed_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "opsguard._speed",
+    .m_doc = "The request path in C; see `opsguard.accelerator`.",
+    .m_methods = speed_functions,
+    .m_slots = speed_slots,
+};
+
+PyMODINIT_FUNC
+PyInit__speed(void)
+{
+    return PyModuleDef_Init(&speed_module);
 }

@@ -7,15 +7,20 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from opsguard import SettingsError, __version__
+from opsguard import OpsGuard, SettingsError, __version__
+from opsguard.inspection import inspected
 from opsguard.settings import Settings, options
 
 if TYPE_CHECKING:
     import click
 
-__all__ = ["command", "main"]
+    from opsguard.keys import Keys
+    from opsguard.limiter.cli import Inspected
+
+__all__ = ["command", "guard_of", "keys_in_force", "limits_in_force", "main"]
 
 EXTRA = "the extra opsguard-toolkit[demo] has it; in a checkout: python -m pip install '.[demo]'"
 MASK = "***"
@@ -47,6 +52,8 @@ def command() -> click.Group:
     from rich.text import Text
 
     from opsguard.demo import FRAMEWORKS, missing, run
+    from opsguard.keys.cli import commands as keys_commands
+    from opsguard.limiter.cli import commands as limits_commands
 
     def console() -> Console:
         found = Console(highlight=False)
@@ -104,16 +111,83 @@ def command() -> click.Group:
             sys.exit(1)
         rows = settings_in_force(settings)
         if as_json:
-            print(json.dumps({"settings": rows, "warnings": settings.warnings}, indent=2))
+            print(
+                json.dumps({"settings": rows, "warnings": settings.warnings}, indent=2, default=str)
+            )
             return
         table = Table("setting", "value", "from", box=None, pad_edge=False)
         for key, row in rows.items():
             value = row["value"]
-            text = value if isinstance(value, str) and value else json.dumps(value)
+            text = value if isinstance(value, str) and value else json.dumps(value, default=str)
             table.add_row(key, Text(text), str(row["origin"]))
         console().print(table)
 
+    opsguard.add_command(keys_commands(keys_in_force))
+    opsguard.add_command(limits_commands(limits_in_force))
     return opsguard
+
+
+def keys_in_force() -> Keys:
+    """The API keys by the settings in force here.
+
+    :raises SettingsError: for wrong settings.
+    """
+    from opsguard.keys import Keys
+
+    settings = Settings.load({}).with_service()
+    return Keys(lambda: settings, report=_pass_over)
+
+
+def limits_in_force(app: str = "") -> Inspected:
+    """What is limited by the settings in force here, or in the app of this name
+    (`module:attribute`).
+
+    :raises SettingsError: for wrong settings.
+    :raises ValueError: for an app that cannot be found, or has no OpsGuard.
+    """
+    from opsguard.limiter.cli import Inspected, limiter_of
+
+    if app:
+        return inspected(guard_of(app))
+    settings = Settings.load({}).with_service()
+    return Inspected(settings, limiter_of(settings))
+
+
+def guard_of(app: str) -> OpsGuard:
+    """The OpsGuard of the app of this name, which is imported with the working folder on the path,
+    as servers do. It names the app, the OpsGuard itself, or a function that makes one of them.
+
+    :raises ValueError: if there is none.
+    """
+    module, _, attribute = app.partition(":")
+    if "" not in map(str.strip, (module, attribute)):
+        sys.path.insert(0, "")
+        try:
+            found = functools.reduce(getattr, attribute.split("."), import_module(module))
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{app}: {error}") from error
+        guard = _guard_in(found)
+        if guard is None and callable(found):
+            guard = _guard_in(found())
+        if guard is not None:
+            return guard
+        raise ValueError(f"{app}: no OpsGuard is installed on it")
+    raise ValueError(f"an app is named like module:attribute, not {app!r}")
+
+
+def _guard_in(app: Any) -> OpsGuard | None:
+    """Where the adapters keep it."""
+    places = (
+        app,
+        getattr(app, "ops", None),
+        getattr(getattr(app, "state", None), "opsguard", None),
+        (getattr(app, "extensions", None) or {}).get("opsguard"),
+    )
+    return next((place for place in places if isinstance(place, OpsGuard)), None)
+
+
+def _pass_over(site: str, error: BaseException | None) -> None:
+    """Whoever types a command is told by its error."""
 
 
 def settings_in_force(settings: Settings) -> Mapping[str, Mapping[str, object]]:

@@ -5,15 +5,22 @@
     OpsGuardError
     ├── SettingsError        a wrong value in settings; stops the start
     ├── DeclarationError     something declared after install() froze the declarations
-    └── InstallError         install() on an app it cannot be installed on
+    ├── InstallError         install() on an app it cannot be installed on
+    └── Refused              a decorated function was called, and may not be; carries the answer
 
-All of them are raised at start, none while a request is served: a request is answered,
-whatever becomes of our part in it.
+All but the last are raised at start, none while a request is served: a request is answered,
+whatever becomes of our part in it. `Refused` is how a decorator answers where the route's hook did
+not; the adapters make it the answer.
 """
 
 from __future__ import annotations
 
-__all__ = ["DeclarationError", "InstallError", "OpsGuardError", "SettingsError"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opsguard.http import Response
+
+__all__ = ["DeclarationError", "InstallError", "OpsGuardError", "Refused", "SettingsError"]
 
 
 class OpsGuardError(Exception):
@@ -37,3 +44,11 @@ class DeclarationError(OpsGuardError):
 
 class InstallError(OpsGuardError):
     """The app cannot be guarded as asked. The message says what to do instead."""
+
+
+class Refused(OpsGuardError):
+    """A request was refused in the middle of the app; `response` is to be its answer."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(f"refused with status {response.status}")
+        self.response = response

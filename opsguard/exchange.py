@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from opsguard.accelerator import speed
 from opsguard.context import sign
-from opsguard.http import Response
+from opsguard.http import Pending, Response
 
 if TYPE_CHECKING:
+    from opsguard.keys import Identity
     from opsguard.metrics import RouteSeries
     from opsguard.plan import Plan
 
-__all__ = ["Exchange", "Socket"]
+__all__ = ["Exchange", "Socket", "asettled", "settled"]
 
 
 if TYPE_CHECKING or speed is None:
@@ -22,14 +23,20 @@ if TYPE_CHECKING or speed is None:
         """Where the attributes are; the accelerator has a type of this name."""
 
         __slots__ = (
+            "charged",
             "client",
             "closed",
+            "correlated",
             "correlation_id",
+            "credentials",
             "ended",
             "endpoint",
             "error",
+            "extra",
             "fields",
             "first_byte",
+            "held",
+            "identity",
             "left",
             "marked",
             "method",
@@ -38,6 +45,7 @@ if TYPE_CHECKING or speed is None:
             "received",
             "reply",
             "request_id",
+            "routed",
             "sent",
             "series",
             "source",
@@ -69,10 +77,14 @@ class Exchange(Fields):
     method: str
     path: str
     """The whole path, decoded, without the query."""
+    routed: str
+    """The path as the app's router sees it: without what the app is mounted under."""
     client: str | None
     """The client's address, as far as the trusted proxies tell it."""
     request_id: str
     correlation_id: str
+    correlated: bool
+    """The client sent a correlation id, so the answer carries it too."""
     started: float
     source: Any
     """The adapter's own request, for headers that only few requests need; None once closed."""
@@ -97,23 +109,59 @@ class Exchange(Fields):
     left: bool
     """The client left before the last byte."""
     error: BaseException | None
-    reply: Response | None
-    """Our own answer, to be sent instead of going on."""
+    credentials: tuple[str, str] | None
+    """The API key header and Authorization, if the request has one of them and keys are used."""
+    identity: Identity | None
+    """Whose API key it came with."""
+    charged: tuple[Any, ...]
+    """The decisions by which the request was charged for limits, the edge's first."""
+    held: Any
+    """Decisions whose slots are to be returned when the request ends."""
+    extra: tuple[tuple[str, str], ...] | None
+    """Headers of ours for the app's answer, in text, beside the ids."""
+    reply: Response | Pending | None
+    """Our own answer, to be sent instead of going on, or what will tell whether there is one."""
     work: Callable[[Any], Response] | None
     """As `reply`, but made by a function that blocks and must not run in an event loop."""
     closed: bool
 
-    def enter(self, endpoint: str, marked: object = None) -> Response | None:
+    def enter(self, endpoint: str, marked: object = None) -> Response | Pending | None:
         """The route is known: its template, and the function or class it leads to.
 
         Returns an answer to send instead of going on (body, dependencies and handler untouched),
-        or None. Only the first call counts.
+        what will tell whether there is one, or None. Only the first call counts.
         """
         if self.endpoint is not None or self.closed:
             return None
         self.endpoint = endpoint
         self.marked = marked
         return self.plan.enter(self)
+
+    def told(
+        self, label: Callable[[Any], str | None] | None = None, request: Any = None
+    ) -> Response | None:
+        """The answer to send instead of going on, looked for outside where that is needed. Blocks;
+        for protocols that do. None: the app is to answer. `label` is as in `enter_by`, which could
+        not be asked while the edge had to look outside first.
+        """
+        if self.work is not None:
+            self.reply = self.work(self)
+            return self.reply
+        self.reply = settled(self.reply)
+        if self.reply is None and label is not None:
+            self.enter_by(label, request)
+            self.reply = settled(self.reply)
+        return self.reply
+
+    async def atold(
+        self, label: Callable[[Any], str | None] | None = None, request: Any = None
+    ) -> Response | None:
+        """As `told`, for event loops; `work` blocks, and is the adapter's to put elsewhere."""
+        self.reply = await asettled(self.reply)
+        if self.reply is None and label is not None:
+            self.enter_by(label, request)
+            self.reply = await asettled(self.reply)
+        return self.reply
 
     def name(self, endpoint: str) -> None:
         """Only name the route, without entering it: its answer has begun, or it was matched but
@@ -178,6 +226,21 @@ class Exchange(Fields):
             return None
 
 
+if not TYPE_CHECKING and speed is not None:
+    # The accelerator's type has them: without a frame in Python.
+    del Exchange.enter, Exchange.finish, Exchange.close
+
+
+def settled(reply: Response | Pending | None) -> Response | None:
+    """The answer that `reply` is or tells. Blocks."""
+    return reply if reply is None or isinstance(reply, Response) else reply.run()
+
+
+async def asettled(reply: Response | Pending | None) -> Response | None:
+    """As `settled`, without blocking the event loop."""
+    return reply if reply is None or isinstance(reply, Response) else await reply.arun()
+
+
 class Socket(Exchange):
     """A websocket connection. It is no request in the metrics, so entering a route counts none."""
 
@@ -187,7 +250,7 @@ class Socket(Exchange):
     opened: bool
     """It was accepted."""
 
-    def enter(self, endpoint: str, marked: object = None) -> Response | None:
+    def enter(self, endpoint: str, marked: object = None) -> Response | Pending | None:
         if self.endpoint is not None or self.closed:
             return None
         self.endpoint = endpoint

@@ -8,25 +8,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from opsguard.clock import wall
+from opsguard.clock import elapsed, wall
 from opsguard.context import current
-from opsguard.exceptions import DeclarationError
+from opsguard.exceptions import DeclarationError, SettingsError
 from opsguard.failures import Failures
+from opsguard.inspection import Limits, Marked, Served, Source, check
 from opsguard.metrics import Metrics
 from opsguard.metrics.place import worker_directory
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
 
 if TYPE_CHECKING:
+    from opsguard.admission import Admission
+    from opsguard.keys import Identity, Keys
+    from opsguard.keys.policy import OpenRoutes
+    from opsguard.limiter import Limiter
     from opsguard.logging import Logger, Sink
     from opsguard.settings import Settings
 
 __all__ = ["OpsGuard", "Runtime"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+"""A handler: it keeps its type under our decorators."""
 
 
 class OpsGuard:
@@ -45,7 +54,11 @@ class OpsGuard:
         self._runtime: Runtime | None = None
         self._edge: list[Step] = []
         self._route: list[Step] = []
+        self._limited = False
+        self._keyed = False
+        self._keys: Keys | None = None
         self.failures = Failures()
+        self.marked = Marked()
         self._store = Store(self._directory, self.failures.report)
         self.metrics = Metrics(self._store, failed=self.failures.report)
 
@@ -75,6 +88,88 @@ class OpsGuard:
         handler: `exchange.endpoint` is the template, `exchange.marked` the handler.
         """
         return self._declare(self._route, step)
+
+    def limit(
+        self,
+        rate: str,
+        *,
+        strategy: str | None = None,
+        key: str | Callable[..., object] | None = None,
+        cost: int | Callable[..., object] = 1,
+        scope: str = "",
+        burst: int | None = None,
+        on_store_error: str | None = None,
+        shadow: bool | None = None,
+    ) -> Callable[[F], F]:
+        """Limit a handler, a method of a class-based view or all of a class: a decorator.
+
+        `rate` is one rate or several (`"100 per hour; 5/second"`), decided as one. The other
+        parameters are those of :func:`opsguard.policies.policy`. The handler needs no parameter
+        for it, and is enforced before body, dependencies and handler run. Raises
+        DeclarationError; what the store cannot do is one here or at install().
+        """
+        from opsguard.limiter import limit
+
+        self._declare_limits()
+        return self._marking(
+            limit(
+                rate,
+                strategy=strategy,
+                key=key,
+                cost=cost,
+                scope=scope,
+                burst=burst,
+                on_store_error=on_store_error,
+                shadow=shadow,
+            )
+        )
+
+    def exempt(self, handler: F) -> F:
+        """No limit by decorator, tier or default for this handler; one by path stays."""
+        from opsguard.limiter import exempt
+
+        return exempt(handler)
+
+    def require_key(
+        self, *, tiers: Sequence[str] = (), scopes: Sequence[str] = ()
+    ) -> Callable[[F], F]:
+        """Only callers with an API key of one of `tiers` (none: any) and with all `scopes` may use
+        this handler or class: a decorator. Raises DeclarationError.
+        """
+        from opsguard.keys import require_key
+
+        self._keyed = True
+        self._protect()
+        require_key(tiers=tiers, scopes=scopes)  # what is wrong with it is said here
+        # Each handler gets a requirement of its own, by which its route can be told.
+        return self._marking(lambda handler: require_key(tiers=tiers, scopes=scopes)(handler))
+
+    def public(self, handler: F) -> F:
+        """This handler needs no API key, whatever `keys.required` says of its path."""
+        from opsguard.keys import public
+
+        return public(handler)
+
+    def identity(self) -> Identity | None:
+        """Whose API key the current request came with; None without one, or outside a request."""
+        exchange = current.get()
+        return None if exchange is None else exchange.identity
+
+    @property
+    def keys(self) -> Keys:
+        """The API keys of this service: `create`, `list`, `revoke`, `rotate`, and their async
+        twins with the prefix `a`.
+        """
+        if self._keys is None:
+            from opsguard.keys import Keys
+
+            self._keys = Keys(lambda: self.settings, report=self.failures.report)
+        return self._keys
+
+    @property
+    def limiter(self) -> Limits:
+        """What is limited and why: `explain(path)`."""
+        return Limits(self)
 
     def bind(self, **fields: object) -> None:
         """Add fields to every further log line of this request. Outside a request: nothing."""
@@ -120,6 +215,32 @@ class OpsGuard:
             self._runtime = Runtime(self, tuple(self._edge), tuple(self._route))
         return self._runtime
 
+    def _declare_limits(self) -> None:
+        self._limited = True
+        self._protect()
+
+    def _marking(self, decorate: Callable[[F], F]) -> Callable[[F], F]:
+        """`decorate`, and remember what it was used on."""
+
+        def mark(handler: F) -> F:
+            target = decorate(handler)
+            limiter = None if self._runtime is None else self._runtime.limiter()
+            if limiter is not None:
+                try:
+                    check(limiter, target)
+                except ValueError as error:
+                    raise DeclarationError(str(error)) from None
+            return self.marked.note(target)
+
+        return mark
+
+    def _protect(self) -> None:
+        """A handler was marked. Routes may be declared after install(): then the plan is made anew
+        with what it takes to enforce marks, once.
+        """
+        if self._runtime is not None:
+            self._runtime.protect()
+
     def _declare(self, steps: list[Step], step: Step) -> Step:
         if self._runtime is not None:
             raise DeclarationError.frozen(getattr(step, "__name__", "this step"))
@@ -142,6 +263,10 @@ class Runtime:
         self.route = route
         self.failures = ops.failures
         self.ports: list[Port[Any]] = []
+        self._open: OpenRoutes | None = None
+        self.sources: list[Source] = []
+        """Of its apps' routes; the adapters of frameworks that have routes add theirs."""
+        self._said: set[str] = set()
         self._errors = ops.metrics.counter(
             "opsguard_internal_errors_total",
             "Faults of opsguard itself, by the step that was skipped.",
@@ -173,6 +298,114 @@ class Runtime:
             metrics = Metrics(store, limit=limit, failed=self.failures.report)
         return Plan(self, settings, metrics)
 
+    def admission(self, settings: Settings, metrics: Metrics) -> Admission | None:
+        """Keys and limits as these settings and the marks so far have it; None if there are none.
+
+        Raises SettingsError for what cannot be enforced as asked.
+        """
+        keys, ops = settings.keys, self.ops
+        keyed = bool(keys.required or keys.master or keys.static or keys.pepper or ops._keyed)
+        guard = self._keys(settings).guard(self._public()) if keyed else None
+        limiter = None
+        options = settings.limiter
+        if options.enabled and (options.policies or options.default or ops._limited or keyed):
+            try:
+                limiter = self._limiter(settings, metrics)
+                for target in ops.marked.targets():
+                    check(limiter, target)
+            except ValueError as error:
+                raise SettingsError(f"limiter: {error}") from None
+        if guard is None and limiter is None:
+            return None
+        from opsguard.admission import Admission
+
+        checks = metrics.counter(
+            "api_key_checks_total", "API keys that requests came with.", ("outcome", "tier")
+        )
+        return Admission(
+            guard,
+            limiter,
+            self.failures.report,
+            lambda outcome, tier: checks.labels(outcome, tier).inc,
+            marked=ops._limited or ops._keyed,
+        )
+
+    def _keys(self, settings: Settings) -> Keys:
+        if settings.keys == self.ops.settings.keys:
+            return self.ops.keys
+        from opsguard.keys import Keys
+
+        return Keys(lambda: settings, report=self.failures.report)
+
+    def _public(self) -> OpenRoutes:
+        """The routes marked public, as far as the apps have told: one list for all plans."""
+        if self._open is None:
+            from opsguard.keys.policy import OpenRoutes
+
+            self._open = OpenRoutes()
+        return self._open
+
+    def open_route(self, template: str) -> None:
+        """The handler of this route is marked public: its paths are for the route to judge."""
+        self._public().add(template)
+
+    def _limiter(self, settings: Settings, metrics: Metrics) -> Limiter:
+        from opsguard.limiter import Limiter
+        from opsguard.limiter.making import open_store
+
+        decisions = metrics.counter(
+            "rate_limit_decisions_total",
+            "Decisions of the rate limiter, by policy.",
+            ("policy", "outcome"),
+        )
+
+        def count(policy: str, decision: str) -> Callable[[], None]:
+            return decisions.labels(policy, decision).inc
+
+        store = open_store(
+            settings.limiter,
+            full=count("", "store_full"),
+            report=self.failures.report,
+            clock=elapsed,
+        )
+        return Limiter(
+            settings.limiter,
+            store,
+            report=self.failures.report,
+            count=count,
+            store_name=settings.limiter.store.partition("://")[0],
+        )
+
+    def limiter(self) -> Limiter | None:
+        """The limiter of the plan in force."""
+        admission = self.plan.admission
+        return None if admission is None else admission.limiter
+
+    def routes(self) -> list[Served]:
+        """The routes of all apps that know theirs, as they are now."""
+        found: list[Served] = []
+        for source in self.sources:
+            try:
+                found += source()
+            except Exception as fault:
+                self.failures.report("routes", fault)
+        return found
+
+    def say_once(self, level: int, message: str) -> None:
+        """Log what people should know at start, unless it was said already."""
+        if message not in self._said:
+            self._said.add(message)
+            logging.getLogger("opsguard").log(level, "%s", message)
+
+    def protect(self) -> None:
+        """A handler was marked after install(): enforce marks from now on."""
+        plan, ops = self.plan, self.ops
+        limits, keys = plan.settings.limiter.enabled and ops._limited, ops._keyed
+        admission = plan.admission
+        ready = admission is not None and admission.covers(limits=limits, keys=keys)
+        if (limits or keys) and not ready:
+            self.use(Plan(self, plan.settings, plan.metrics, like=plan))
+
     def use(self, plan: Plan) -> None:
         """Serve by `plan` from the next request on."""
         self.plan = plan
@@ -182,6 +415,7 @@ class Runtime:
     def start(self) -> None:
         """The server said that it starts: it has configured its own logging by now."""
         self.set_up_logging()
+        self.sink.settle_in()
 
     def set_up_logging(self) -> None:
         """Route the root and the servers' loggers to our output. Repeated at lifespan start, as

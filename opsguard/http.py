@@ -8,8 +8,9 @@ object for them would cost more than everything done with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["METHODS", "Response"]
+__all__ = ["METHODS", "Pending", "Response"]
 
 METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
@@ -29,3 +30,15 @@ class Response:
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+
+class Pending(Protocol):
+    """An answer that takes a look outside of this process to find: a key store, a remote limit.
+
+    `run` blocks for it, `arun` awaits it; None means that the request may go on. Once, and by the
+    request's own thread or task.
+    """
+
+    def run(self) -> Response | None: ...
+
+    async def arun(self) -> Response | None: ...

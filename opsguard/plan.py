@@ -6,27 +6,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from opsguard.accelerator import speed
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.context import current
-from opsguard.exchange import Exchange, Socket
-from opsguard.http import Response
+from opsguard.exceptions import Refused
+from opsguard.exchange import Exchange, Socket, asettled, settled
+from opsguard.http import Pending, Response
 from opsguard.ids import fresh, valid
+from opsguard.marks import Marks
 from opsguard.metrics import UNMATCHED, HttpMetrics, Metrics
 from opsguard.problems import problem
 
 if TYPE_CHECKING:
     from opsguard.guard import Runtime
+    from opsguard.keys import Identity
     from opsguard.logging import AccessLine, AccessLog
     from opsguard.metrics.exposition import Exposition
     from opsguard.settings import Settings
 
 __all__ = ["Plan", "Port", "Protocol", "Step"]
 
-Step = Callable[[Exchange], Response | None]
-"""A check at one of the two hook points: an answer to send instead of going on, or None."""
+Step = Callable[[Exchange], Response | Pending | None]
+"""A check at one of the two hook points: an answer to send instead of going on, or None. Ours may
+also give what will tell.
+"""
 
 T = TypeVar("T")
 """What a protocol writes headers in: str or bytes."""
@@ -44,6 +49,7 @@ CLIENT_LEFT = 499
 _FORWARDED = "x-forwarded-for"
 _LENGTH = "content-length"
 _CHUNKED = "transfer-encoding"
+_AUTHORIZATION = "authorization"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +77,33 @@ Head = Callable[[Exchange, int, Iterable[tuple[T, T]]], list[tuple[T, T]]]
 class Plan:
     """The path of a request for one choice of settings. Immutable; shared by all threads."""
 
-    def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, runtime: Runtime, settings: Settings, metrics: Metrics, like: Plan | None = None
+    ) -> None:
+        """`like`: a plan of the same settings, whose numbers and log this one goes on with."""
         from opsguard.addresses import resolver
 
         self.settings = settings
         self.clock = elapsed
         self.failures = runtime.failures
         self.runtime = runtime
-        self._metrics = metrics
-        self._http = HttpMetrics(metrics, settings.metrics) if settings.metrics.enabled else None
+        self.metrics = metrics
+        self._http: HttpMetrics | None = None
+        if like is not None:
+            self._http = like._http
+        elif settings.metrics.enabled:
+            self._http = HttpMetrics(metrics, settings.metrics)
         self._exposition: Exposition | None = None
-        self._edge = self._guarded(runtime.edge)
-        self._route = self._guarded(runtime.route)
+        self.admission = runtime.admission(settings, metrics)
+        ours = self.admission
+        self._edge = self._guarded(None if ours is None else ours.at_edge, runtime.edge)
+        self._route = self._guarded(None if ours is None else ours.at_route, runtime.route)
         self._resolve = resolver(settings.proxies.trusted, settings.proxies.hops)
         self._endpoints: dict[str, Callable[[Exchange], Response]] = {}
         # Protected means behind a token or key, which are not there yet: until then it is closed.
         if settings.metrics.enabled and not settings.metrics.protected:
-            self._endpoints[settings.metrics.path] = self._scrape
-        self._log = self._access_log()
+            self._endpoints[settings.metrics.path] = self._limited(self._scrape)
+        self._log: AccessLog | None = self._access_log() if like is None else like._log
         self.enter: Step = self._enter_with()
         self.enter_socket = self._route or _go_on
         self.close: Callable[[Exchange], None] = self._close_with()
@@ -105,7 +120,15 @@ class Plan:
             names += [name.lower() for name in (ids.request_header, ids.correlation_header) if name]
         if proxies.trusted or proxies.hops:
             names.append(_FORWARDED)
-        return tuple(names)
+        if self._key_header:
+            names += [self._key_header, _AUTHORIZATION]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def _key_header(self) -> str:
+        """The lower-case name of the header that API keys come in; "" where none are used."""
+        ours = self.admission
+        return "" if ours is None or ours.guard is None else ours.guard.header
 
     def open_with(
         self, exchange_type: type[X]
@@ -136,9 +159,12 @@ class Plan:
             exchange.source = source
             exchange.status = exchange.sent = exchange.received = 0
             exchange.first_byte = exchange.ended = 0.0
-            exchange.uploads = exchange.left = exchange.closed = False
+            exchange.uploads = exchange.left = exchange.closed = exchange.correlated = False
             exchange.endpoint = exchange.series = exchange.fields = exchange.error = None
-            exchange.reply = exchange.work = None
+            exchange.reply = exchange.work = exchange.identity = exchange.credentials = None
+            exchange.held = exchange.extra = exchange.marked = None
+            exchange.charged = ()
+            exchange.routed = routed
             if headers is None:
                 exchange.request_id = exchange.correlation_id = fresh()
             else:
@@ -164,9 +190,10 @@ class Plan:
         list is new: the app may keep its own for the next answer.
         """
         clock, ids = self.clock, self.settings.ids
-        fold, value = protocol.fold, protocol.value
+        fold, value, spell = protocol.fold, protocol.value, protocol.name
         request = protocol.name(ids.request_header)
         correlation = protocol.name(ids.correlation_header) if ids.correlation_header else None
+        always = ids.answer_correlation == "always"
         ours = frozenset([fold(name) for name in (request, correlation) if name is not None])
         unset = ours.isdisjoint
         names_of = protocol.names or (lambda headers: [fold(name) for name, _ in headers])
@@ -179,16 +206,18 @@ class Plan:
             exchange.status = status
             exchange.first_byte = clock()
             request_id = value(exchange.request_id)
-            if correlation is None:
+            if correlation is None or not (always or exchange.correlated):
                 added = [*headers, (request, request_id)]
             elif exchange.correlation_id is exchange.request_id:
                 added = [*headers, (request, request_id), (correlation, request_id)]
             else:
                 other = value(exchange.correlation_id)
                 added = [*headers, (request, request_id), (correlation, other)]
-            if unset(names_of(headers)):
-                return added
-            return _without_ours(added, headers, fold, ours)
+            if not unset(names_of(headers)):
+                added = _without_ours(added, headers, fold, ours)
+            if exchange.extra:
+                added += [(spell(name), value(text)) for name, text in exchange.extra]
+            return added
 
         return head
 
@@ -222,6 +251,7 @@ class Plan:
             nudge=_nothing if log is None else log.nudge,
             muted=PROBES | set(self._endpoints),
             count_error=count_error,
+            release=_nothing if self.admission is None else self.admission.release,
             report=self.failures.report,
         )
 
@@ -236,6 +266,8 @@ class Plan:
             requests=not protocol.exchange.websocket,
             request=protocol.name(ids.request_header),
             correlation=protocol.name(ids.correlation_header) if ids.correlation_header else None,
+            spell=protocol.name,
+            always=ids.answer_correlation == "always",
             head=port.head,
             wanted=port.wanted,
         )
@@ -297,6 +329,8 @@ class Plan:
         if not exchange.status:
             exchange.status = CLIENT_LEFT if exchange.left else 500
         try:
+            if exchange.held is not None and self.admission is not None:
+                self.admission.release(exchange)
             if self._http is not None and exchange.opened:
                 self._http.socket_closed(endpoint)
             if self._http is not None and error is not None:
@@ -327,27 +361,62 @@ class Plan:
             request_id = correlation_id or fresh()
         exchange.request_id = request_id
         exchange.correlation_id = correlation_id or request_id
+        exchange.correlated = correlation_id != ""
+        if self._key_header:
+            key, authorization = headers.get(self._key_header, ""), headers.get(_AUTHORIZATION, "")
+            if key or authorization:
+                exchange.credentials = (key, authorization)
         exchange.received = _length(headers.get(_LENGTH, ""))
         exchange.uploads = exchange.received > 0 or _CHUNKED in headers
 
-    def _guarded(self, steps: Iterable[Step]) -> Step | None:
-        """The steps as one; the first answer counts, a step that raises is counted and skipped."""
-        steps = tuple(steps)
-        if not steps:
-            return None
+    def _guarded(self, first: Step | None, others: Iterable[Step]) -> Step | None:
+        """The steps as one; the first answer counts, a step that raises is counted and skipped.
+        `first` is ours, and never raises.
+        """
+        steps = tuple(others) if first is None else (first, *others)
+        if not steps or steps == (first,):
+            return first
 
-        def run(exchange: Exchange) -> Response | None:
-            for step in steps:
+        def run(exchange: Exchange, at: int = 0) -> Response | Pending | None:
+            for number, step in enumerate(steps[at:], at + 1):
                 try:
                     reply = step(exchange)
                 except Exception as error:
                     self.failures.report(f"step:{getattr(step, '__name__', 'step')}", error)
                     continue
+                if reply is not None and not isinstance(reply, Response) and number < len(steps):
+                    return _Then(reply, lambda: run(exchange, number))  # noqa: B023 - it returns
                 if reply is not None:
                     return reply
             return None
 
         return run
+
+    def _limited(self, work: Callable[[Exchange], Response]) -> Callable[[Exchange], Response]:
+        """The answer of an endpoint of ours, behind the policies that name its very path."""
+        ours = self.admission
+        if ours is None or ours.limiter is None:
+            return work
+        return lambda exchange: ours.spared(exchange) or work(exchange)
+
+    def enforce(self, exchange: Exchange, handler: object) -> Response | None:
+        """The route's checks for a marked handler that was called without its hook. Blocks."""
+        return None if self.admission is None else self.admission.enforce(exchange, handler)
+
+    async def aenforce(self, exchange: Exchange, handler: object) -> Response | None:
+        return None if self.admission is None else await self.admission.aenforce(exchange, handler)
+
+    def identified(self, exchange: Exchange) -> Identity:
+        """Whose API key the request came with. Without one it is refused: raises Refused."""
+        if exchange.identity is not None:
+            return exchange.identity
+        from opsguard.keys.policy import KeyRequirement
+
+        guard = None if self.admission is None else self.admission.guard
+        marks = Marks(keys=KeyRequirement())
+        refusal = None if guard is None else guard.route(cast("Any", exchange), marks)
+        message = "This needs an API key, and this service has none."
+        raise Refused(refusal or problem(401, "missing_api_key", message, exchange.request_id))
 
     def _enter_with(self) -> Step:
         http, route, failures = self._http, self._route, self.failures
@@ -355,7 +424,7 @@ class Plan:
             return route or _go_on
         begin = http.begin_with()
 
-        def enter(exchange: Exchange) -> Response | None:
+        def enter(exchange: Exchange) -> Response | Pending | None:
             try:
                 begin(exchange)
             except Exception as fault:
@@ -374,11 +443,14 @@ class Plan:
         most, drain, nudge = (
             (0, _nothing, _nothing) if log is None else (log.most, log.drain, log.nudge)
         )
+        ours = self.admission
 
         def close(exchange: Exchange) -> None:
             exchange.closed = True
             exchange.source = None
             try:
+                if exchange.held is not None and ours is not None:
+                    ours.release(exchange)
                 status = exchange.status
                 if not exchange.ended or not status or exchange.left:
                     exchange.ended = exchange.ended or clock()
@@ -410,7 +482,7 @@ class Plan:
     def _say_who(self) -> None:
         """Set `service_info`; at each scrape, as a forked worker starts with zeros."""
         settings = self.settings
-        info = self._metrics.gauge(
+        info = self.metrics.gauge(
             settings.metrics.names.get("service_info", "service_info"),
             "The service, always 1.",
             ("service", "version", "git_sha", "environment"),
@@ -424,7 +496,7 @@ class Plan:
         from opsguard.metrics.exposition import Exposition
         from opsguard.metrics.process import ProcessCollector
 
-        metrics = self._metrics
+        metrics = self.metrics
         shared = () if metrics is self.runtime.ops.metrics else (self.runtime.ops.metrics,)
         return Exposition(
             (metrics, *shared, ProcessCollector(), REGISTRY),
@@ -433,15 +505,29 @@ class Plan:
         )
 
 
-class Port(Generic[T]):
+if TYPE_CHECKING or speed is None:
+
+    class Hinge:
+        """Where a port's `door` is; the accelerator has a type of this name."""
+
+        __slots__ = ("door",)
+
+else:
+    Hinge = speed.Hinge
+
+
+class Port(Hinge, Generic[T]):
     """A plan in the words of one protocol.
 
     An adapter reads the attributes anew for each request: `override` exchanges them in tests.
     `wanted` maps the request headers that `open` takes, in the protocol's own naming, to their
-    lower-case names.
+    lower-case names; `gather` takes them out of a mapping of headers.
     """
 
-    __slots__ = ("door", "head", "open", "plan", "protocol", "wanted")
+    __slots__ = ("gather", "head", "open", "plan", "protocol", "wanted")
+
+    door: Any
+    """`open` and `head` in C, or None."""
 
     def __init__(self, protocol: Protocol[T], plan: Plan) -> None:
         self.protocol = protocol
@@ -452,9 +538,32 @@ class Port(Generic[T]):
         self.open: Open = plan.open_with(self.protocol.exchange)
         self.head: Head[T] = plan.head_with(self.protocol)
         self.wanted = {self.protocol.incoming(name): name for name in plan.wanted}
+        self.gather = self._gather
         self.door = plan.door(self)
         if self.door is not None:
             self.open, self.head = self.door.open, self.door.head
+            self.gather = self.door.gather
+
+    def _gather(self, environ: Mapping[T, str]) -> dict[str, str] | None:
+        """The wanted headers of a mapping of headers, as `open` takes them."""
+        found = {name: environ[key] for key, name in self.wanted.items() if environ.get(key)}
+        return found or None
+
+
+class _Then:
+    """What will tell, and the steps behind it."""
+
+    __slots__ = ("_first", "_rest")
+
+    def __init__(self, first: Pending, rest: Callable[[], Response | Pending | None]) -> None:
+        self._first = first
+        self._rest = rest
+
+    def run(self) -> Response | None:
+        return settled(self._first.run() or self._rest())
+
+    async def arun(self) -> Response | None:
+        return await asettled(await self._first.arun() or self._rest())
 
 
 def _without_ours(

@@ -31,6 +31,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from importlib import metadata
 from io import StringIO
@@ -41,6 +42,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from opsguard.addresses import MAX_ENTRIES, network
 from opsguard.exceptions import SettingsError
+from opsguard.patterns import check as check_pattern
+from opsguard.policies import KEYS, Policy, policy_from
+from opsguard.rates import OnStoreError, Strategy
 
 __all__ = [
     "HTTP_LABEL_NAMES",
@@ -48,12 +52,15 @@ __all__ = [
     "LOG_FIELD_NAMES",
     "Group",
     "Ids",
+    "Keys",
+    "Limiter",
     "Logging",
     "Metrics",
     "Option",
     "Provenance",
     "Proxies",
     "Settings",
+    "StaticKey",
     "options",
 ]
 
@@ -255,6 +262,107 @@ def _whole(value: object) -> object:
     return value
 
 
+def _pattern(text: str) -> str:
+    check_pattern(text)
+    return text
+
+
+_KEY_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+_KEY_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def _key_part(text: str) -> str:
+    if not _KEY_PART.fullmatch(text):
+        raise ValueError("must be at most 32 letters, digits, '_' and '-', not '_' or '-' first")
+    return text
+
+
+def _key_hash(text: str) -> str:
+    if text and not _KEY_HASH.fullmatch(text):
+        raise ValueError("must be 64 hexadecimal digits, as `opsguard keys hash` prints them")
+    return text
+
+
+def _credential(text: str) -> str:
+    if text and not re.fullmatch(r"[!-+\--~]{1,256}", text):
+        raise ValueError("must be at most 256 ASCII characters without spaces and commas")
+    return text
+
+
+def _pepper(text: str) -> str:
+    if text and len(text) < 16:
+        raise ValueError("must have 16 characters or more: it is what makes the hashes secret")
+    return text
+
+
+def _master(text: str) -> str:
+    if text and len(text) < 8:
+        raise ValueError("must have 8 characters or more: it opens every door")
+    return _credential(text)
+
+
+def _policy(value: object) -> object:
+    """A policy as people write it; an empty text, which an empty variable gives, is none."""
+    return None if value is None or value == "" else policy_from(value)
+
+
+def _policies(value: object) -> object:
+    """A mapping of names to policies as people write them."""
+    value = _mapping_from_text(value)
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[object, Policy] = {}
+    for name, written in value.items():
+        try:
+            found[name] = policy_from(written).named(str(name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return found
+
+
+def _paths(policies: dict[str, Policy]) -> dict[str, Policy]:
+    for pattern in policies:
+        check_pattern(pattern)
+    return policies
+
+
+def _tiers(policies: dict[str, Policy]) -> dict[str, Policy]:
+    for name, policy in policies.items():
+        if policy.exempt or policy.methods:
+            raise ValueError(f"{name}: a tier has a rate, for all methods")
+    return policies
+
+
+def _default_policy(policy: Policy | None) -> Policy | None:
+    if policy is not None and (policy.exempt or policy.methods):
+        raise ValueError("must be a rate, for all methods")
+    return policy
+
+
+_STORES = ("auto", "local", "workers")
+
+
+def _limiter_store(text: str) -> str:
+    if text not in _STORES and "://" not in text:
+        raise ValueError(f"must be one of {', '.join(_STORES)}, or a URL like redis://host:6379/0")
+    return text
+
+
+def _redis_url(text: str) -> str:
+    if text and not text.startswith(_REDIS_SCHEMES):
+        raise ValueError(f"must begin with one of {', '.join(_REDIS_SCHEMES)}")
+    return text
+
+
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "valkey://", "valkeys://")
+
+
+def _limit_key(text: str) -> str:
+    if text not in KEYS:
+        raise ValueError(f"must be one of {', '.join(KEYS)}")
+    return text
+
+
 Text = Annotated[str, AfterValidator(_printable)]
 List = BeforeValidator(_list_from_text)
 Renames = BeforeValidator(_mapping_from_text)
@@ -294,6 +402,8 @@ class Ids(Group):
     request_header: Annotated[str, AfterValidator(_header)] = "X-Request-ID"
     correlation_header: Annotated[str, AfterValidator(_optional_header)] = "X-Correlation-ID"
     """Empty turns the second header off."""
+    answer_correlation: Literal["sent", "always"] = "sent"
+    """Answer with the second header where the client sent it, or always."""
     trust_inbound: bool = True
 
 
@@ -353,6 +463,102 @@ class Logging(Group):
     durability: Literal["batch", "line"] = "batch"
 
 
+_TIERS: dict[str, Policy] = {
+    name: policy_from(rate).named(name)
+    for name, rate in (
+        ("free", "100/minute"),
+        ("pro", "1000/minute"),
+        ("enterprise", "10000/minute"),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limiter(Group):
+    """Rate limits: how much from whom, and where it is counted; see :mod:`opsguard.policies`."""
+
+    enabled: bool = field(
+        default=True, metadata=_plain("RATELIMIT_ENABLED", "ENABLE_RATE_LIMITING")
+    )
+    store: Annotated[Text, AfterValidator(_limiter_store)] = field(default="auto", repr=False)
+    """`auto` (Redis if `redis_url` is set, else `workers` in a group of workers, else `local`),
+    one of these, or the URL of a store, which may hold a password."""
+    redis_url: Annotated[Text, AfterValidator(_redis_url)] = field(
+        default="", repr=False, metadata=_plain("REDIS_URL")
+    )
+    """Also from REDIS_HOST and REDIS_PORT."""
+    strategy: Strategy = "sliding"
+    key: Annotated[str, AfterValidator(_limit_key)] = "address"
+    """Whose bucket, where a policy does not say; tiers go by API key."""
+    default: Annotated[Policy | None, BeforeValidator(_policy), AfterValidator(_default_policy)] = (
+        None
+    )
+    policies: Annotated[dict[str, Policy], BeforeValidator(_policies), AfterValidator(_paths)] = (
+        field(default_factory=dict, hash=False)
+    )
+    """By path pattern; the first that matches counts."""
+    tiers: Annotated[dict[str, Policy], BeforeValidator(_policies), AfterValidator(_tiers)] = field(
+        default_factory=lambda: dict(_TIERS), hash=False
+    )
+    on_store_error: OnStoreError = "local"
+    timeout: Annotated[float, Field(gt=0, le=5)] = 0.025
+    """Seconds that a decision may take in a remote store."""
+    lease: Annotated[int, Whole, Field(ge=1, le=1_000_000)] = 1
+    """Tokens that a worker takes from a remote store at once."""
+    max_keys: Annotated[int, Whole, Field(ge=1, le=100_000_000)] = 100_000
+    """Buckets of the store in the process."""
+    shadow: bool = False
+    """Count what would be refused, and refuse nothing."""
+    error: Text = "rate_limit_exceeded"
+    message: Text = "Rate limit exceeded: {rate}"
+    """Of the answer 429; `{rate}` stands for the rate that was exceeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class StaticKey:
+    """An API key that stands in the settings: its HMAC as `opsguard keys hash` prints it, or in
+    development the key itself.
+    """
+
+    hash: Annotated[str, AfterValidator(_key_hash)] = field(default="", repr=False)
+    key: Annotated[str, AfterValidator(_credential)] = field(default="", repr=False)
+    tenant_id: Text = ""
+    tier: Annotated[str, AfterValidator(_key_part)] = "free"
+    scopes: Annotated[tuple[Text, ...], List] = ()
+    expires: datetime | None = None
+    """Without an offset it is UTC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys(Group):
+    """API keys: where one is needed, where they are kept, and what makes them ours."""
+
+    required: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], List] = ()
+    public: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], List] = ()
+    """Exceptions from `required`: of two patterns the narrower counts, of equals `required`."""
+    header: Annotated[str, AfterValidator(_header)] = "X-API-Key"
+    store: Text = field(default="sqlite:///opsguard-keys.db", repr=False)
+    """A database URL, which may hold a password. The file is made with the first key."""
+    prefix: Annotated[str, AfterValidator(_key_part)] = "ops"
+    pepper: Annotated[str, AfterValidator(_pepper)] = field(default="", repr=False)
+    """The secret of the HMACs that are stored; must be set outside development."""
+    master: Annotated[str, AfterValidator(_master)] = field(
+        default="", repr=False, metadata=_plain("MASTER_API_KEY")
+    )
+    demo: bool = True
+    """The demo keys work, in development only."""
+    static: Annotated[dict[str, StaticKey], Renames] = field(
+        default_factory=dict, hash=False, repr=False
+    )
+    """Keys by name that need no database."""
+    cache: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """Seconds until another process sees that a key was revoked."""
+    max_failures: Annotated[int, Whole, Field(ge=1, le=1_000_000)] = 30
+    """Wrong credentials a minute from one address; after these none of its unknown ones is
+    looked up.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Provenance:
     """What loading found out beside the values."""
@@ -383,6 +589,8 @@ class Settings(Group):
     proxies: Proxies = field(default_factory=Proxies)
     metrics: Metrics = field(default_factory=Metrics)
     logging: Logging = field(default_factory=Logging)
+    limiter: Limiter = field(default_factory=Limiter)
+    keys: Keys = field(default_factory=Keys)
     provenance: Provenance = field(default_factory=Provenance, repr=False, compare=False)
 
     @classmethod
@@ -623,8 +831,29 @@ class _Reading:
                 self.warnings.append(
                     f"{said(variable, text).place}: no such option, passed over{near}"
                 )
+        self._redis(environ, said, found)
         self._development(said("DEV_MODE", environ.get("DEV_MODE", "").strip()), found)
         return found
+
+    def _redis(
+        self,
+        environ: Mapping[str, str],
+        said: Callable[[str, object], _Said],
+        found: dict[str, _Said],
+    ) -> None:
+        """REDIS_HOST and REDIS_PORT name a server, if nobody gave its URL."""
+        host, port = (environ.get(name, "").strip() for name in ("REDIS_HOST", "REDIS_PORT"))
+        if not host or "limiter.redis_url" in found:
+            return
+        if _injected("REDIS_PORT", port):
+            port = ""
+        if port and not (port.isascii() and port.isdigit() and int(port) < 65536):
+            place = said("REDIS_PORT", port).place
+            self.problems.append(f"{place}: {_shown(port)}: must be a port number")
+            return
+        name = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        url = f"redis://{name}:{port or 6379}/0"
+        found["limiter.redis_url"] = said("REDIS_HOST", url)
 
     def _development(self, mode: _Said, found: dict[str, _Said]) -> None:
         """`DEV_MODE=true` means development; it cannot stand beside another environment."""

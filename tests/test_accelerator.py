@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,18 @@ def drive(coroutine: Coroutine[Any, Any, None]) -> list[object]:
             given.append(coroutine.send(None))
         except StopIteration:
             return given
+
+
+def test_it_is_there_wherever_it_can_be_built(checkout: Path) -> None:
+    """Else every test that needs it would be skipped, and nobody would see that it is gone."""
+    found = spec_from_file_location("hatch_build", checkout / "hatch_build.py")
+    assert found is not None
+    assert found.loader is not None
+    hook = module_from_spec(found)
+    found.loader.exec_module(hook)
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if hook.obstacle() is None and shutil.which(compiler) is not None:
+        assert speed is not None
 
 
 def test_it_is_left_out_when_the_environment_says_so() -> None:

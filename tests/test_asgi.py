@@ -287,7 +287,7 @@ def test_headers_in_any_form_keep_their_order_and_get_ours_behind(
     wire = Wire()
     assert guarded.run(wire) is None
     names = [bytes(name) for name, _ in wire.sent[0]["headers"]]
-    assert names == [b"x-a", b"x-b", b"x-request-id", b"x-correlation-id"]
+    assert names == [b"x-a", b"x-b", b"x-request-id"]
 
 
 def test_an_answer_without_headers_gets_ours(tmp_path: Path) -> None:
@@ -301,7 +301,8 @@ def test_an_answer_without_headers_gets_ours(tmp_path: Path) -> None:
 def test_an_id_that_the_app_sets_is_left_and_the_other_added(form: Any, tmp_path: Path) -> None:
     wire = Wire()
     headers = form([[b"x-request-id", b"mine"]])
-    Guarded(tmp_path, sending(start(200, headers), body())).run(wire)
+    ops = made(tmp_path, ids={"answer_correlation": "always"})
+    Guarded(tmp_path, sending(start(200, headers), body()), ops=ops).run(wire)
     assert wire.header("x-request-id") == ["mine"]
     assert len(wire.header("x-correlation-id")) == 1
 

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import report
+from benchmarks import guarding, report
+from benchmarks.apps import make_all
+from benchmarks.drivers import direct
+from benchmarks.drivers.request import HEADERS, KEY, KEYED, environs, scopes, wire, with_encoding
 from benchmarks.estimates import (
     Controls,
     Interval,
@@ -27,21 +30,25 @@ from benchmarks.estimates import (
     added_us,
     bootstrap,
     judge,
+    percentile,
 )
 from benchmarks.harness import (
     Claim,
     InProcess,
     Plan,
     assess,
+    in_teams,
     in_turn,
     one_round,
     requests_per_block,
     run,
 )
-from benchmarks.inprocess import counted_requests
+from benchmarks.inprocess import counted_requests, different_answers
 from benchmarks.load import complete
 from benchmarks.planted import aim, spend
 from benchmarks.program import DEFAULT_PLAN, Program, Record, Table, finished
+from benchmarks.redis_server import NoRedis, redis
+from benchmarks.registry import PROGRAMS
 
 BARE_US = 400.0
 LIMIT = 2.0
@@ -245,6 +252,15 @@ def test_arms_are_run_once_before_they_count() -> None:
     assert "".join(diary) == "ab" + "abba"
 
 
+def test_an_arm_is_compared_with_the_one_it_is_teamed_with() -> None:
+    """What a part adds is measured beside the app without that part, not beside the bare app."""
+    bare, guarded = Scripted("bare", 400.0), Scripted("guarded", 405.0)
+    limited, planted = Scripted("limited", 406.0), Scripted("planted", 430.0)
+    found = next(in_teams([(guarded, limited), (bare, planted)], 10))
+    assert found["limited"] == Pair(405_000.0, 406_000.0)
+    assert found["planted"] == Pair(400_000.0, 430_000.0)
+
+
 def endless(rounds: Sequence[Round]) -> Iterator[Round]:
     while True:
         yield from rounds
@@ -286,6 +302,42 @@ def test_an_outcome_survives_json() -> None:
     assert set(back["figures"]["added %"]) == {"value", "low", "high"}
 
 
+@pytest.mark.parametrize(("part", "value"), [(0.0, 1.0), (0.5, 51.0), (0.99, 100.0), (1.0, 101.0)])
+def test_a_percentile_is_one_of_the_values(part: float, value: float) -> None:
+    assert percentile([float(number) for number in range(101, 0, -1)], part) == value
+
+
+def test_no_values_have_no_percentile() -> None:
+    with pytest.raises(ValueError, match="take some"):
+        percentile([], 0.99)
+
+
+# The request --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [HEADERS, KEYED], ids=["plain", "with a key"])
+def test_every_driver_sends_the_same_request(headers: tuple[tuple[str, str], ...]) -> None:
+    head, _, _ = wire("/json", headers).decode("ascii").partition("\r\n\r\n")
+    on_the_wire = [tuple(line.split(": ", 1)) for line in head.split("\r\n")[1:]]
+    scope = scopes(headers)("/json")
+    environ = environs(None, headers)("/json")
+    named = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers}
+    assert on_the_wire == list(headers)
+    assert [(name.decode(), value.decode()) for name, value in scope["headers"]] == list(headers)
+    assert {name: value for name, value in environ.items() if name.startswith("HTTP_")} == named
+    assert scope["path"] == environ["PATH_INFO"] == "/json"
+
+
+def test_an_app_is_given_no_object_twice() -> None:
+    make = scopes(KEYED)
+    assert make("/")["headers"][0][1] is not make("/")["headers"][0][1]
+
+
+def test_only_the_encoding_is_exchanged() -> None:
+    changed = dict(with_encoding(KEYED, "identity"))
+    assert changed == dict(KEYED) | {"accept-encoding": "identity"}
+
+
 # The planted cost ---------------------------------------------------------------------------------
 
 
@@ -322,6 +374,53 @@ def test_requests_are_counted_over_all_series_of_the_endpoint() -> None:
         ]
     )
     assert counted_requests(exposition, "/json") == 42.0
+
+
+LIMITED_ANSWERS = ("bare", "limit by path", "limit by default", "key", "limits and keys")
+
+
+def test_limits_and_keys_of_the_variants_are_on() -> None:
+    """No complaint about what is on; one about each variant that only bears its name."""
+    loop = direct.new_loop()
+    served = make_all("asgi", LIMITED_ANSWERS)
+    assert different_answers(served, "/json", loop, KEYED) == []
+    idle = served | dict.fromkeys(
+        ("limit by path", "key"), make_all("asgi", ("guarded",))["guarded"]
+    )
+    assert different_answers(idle, "/json", loop, KEYED) == [
+        "limit by path sends no X-RateLimit-Remaining: is it on?",
+        "key lets somebody in without a key",
+    ]
+    loop.close()
+
+
+def test_the_variants_use_the_key_that_the_load_client_sends() -> None:
+    from opsguard.keys.minting import is_shaped, peppered, sealed
+
+    options = guarding.settings("limits and keys")["keys"]
+    stored = options["static"]["benchmark"]["hash"]
+    assert is_shaped(KEY)
+    assert sealed(peppered(guarding.PEPPER), KEY).hex() == stored
+    assert KEY in dict(KEYED).values()
+
+
+def test_the_redis_of_the_benchmarks_is_real_and_ends_even_frozen() -> None:
+    import socket
+
+    try:
+        with redis() as server:
+            port = int(server.url.rpartition(":")[2].partition("/")[0])
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                connection.sendall(b"PING\r\n")
+                assert connection.recv(64) == b"+PONG\r\n"
+                server.freeze()
+                connection.settimeout(0.1)
+                connection.sendall(b"PING\r\n")
+                with pytest.raises(TimeoutError):
+                    connection.recv(64)
+    except NoRedis as reason:
+        pytest.skip(str(reason))
+    assert server.process.poll() is not None
 
 
 def test_an_objection_makes_a_passed_record_void() -> None:
@@ -411,7 +510,8 @@ def test_a_case_can_be_chosen_alone() -> None:
 def test_every_program_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert {"gate", "quick", "json", "primitives", "growth", "imports"} <= set(listed)
+    assert set(listed) == set(PROGRAMS)
+    assert {"gate", "gate-limits", "quick", "quick-limits", "limits", "keys"} <= set(listed)
 
 
 def test_the_page_is_made_from_the_saved_results(
@@ -433,6 +533,69 @@ def test_the_page_is_made_from_the_saved_results(
     assert "| a | 400 | pass |" in page
     assert "Taken 2026-11-20 on CPython 3.11.7, a processor, 2 cores, Linux; fastapi 1.0." in page
     assert page.count("## A gate") == 1
+
+
+def interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+class Readings(dict[str, Any]):
+    """Has an interval for whatever is asked."""
+
+    def __missing__(self, key: str) -> dict[str, float]:
+        return interval(12.5)
+
+
+RECORDS: dict[str, dict[str, Any]] = {
+    "limits": {
+        "bare": interval(40.0),
+        "figures": Readings(),
+        "controls": Readings(),
+        "verdicts": {"limit by path µs": "fail", "limit by path part": "pass"},
+        "peer": "slowapi",
+    },
+    "keys": {"bare": interval(40.0), "figures": Readings(), "controls": Readings()},
+    "quick-limits": {
+        "bare": interval(40.0),
+        "figures": Readings(),
+        "controls": Readings(),
+        "server": "uvicorn's protocol code",
+    },
+    "stores": {
+        "bare": interval(40.0),
+        "figures": Readings(),
+        "framework": "fastapi",
+        "opening": 5,
+    }
+    | dict.fromkeys(("healthy_ms", "opening_ms", "opening_worst_ms"), 12.5)
+    | dict.fromkeys(("after_ms", "after_p99_ms", "after_worst_ms"), 12.5),
+    "flood": {"buckets": 100_000}
+    | dict.fromkeys(("memory_mb", "request_us", "before_p99_us", "during_p99_us"), 12.5)
+    | dict.fromkeys(("p99_ratio", "before_wall_p99_us", "during_wall_p99_us"), 1.5)
+    | dict.fromkeys(("longest_ms", "longest_wall_ms", "before_longest_ms"), 12.5)
+    | dict.fromkeys(("new_bytes", "refused_bytes"), 120.0),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_program_shows_every_case_with_its_figures(name: str) -> None:
+    program = PROGRAMS[name]
+    found = [
+        {"case": case, "verdict": "fail", "objections": [], "more": True} | RECORDS[name]
+        for case in program.cases
+    ]
+    tables = program.tables(found)
+    assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
+    shown = report.text(program, found)
+    assert "12.5" in shown
+    assert "fail" in shown
+
+
+def test_a_kind_of_limit_is_judged_by_itself() -> None:
+    record = {"case": "fastapi", "verdict": "fail", "objections": []} | RECORDS["limits"]
+    (table,) = PROGRAMS["limits"].tables([record])
+    verdicts = {row[1]: row[-1] for row in table.rows}
+    assert verdicts["limiter.policies by path"] == "fail (µs), pass (part)"
 
 
 def test_a_case_that_crashed_is_shown_as_void() -> None:

@@ -21,14 +21,16 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.core.management import CommandError, call_command, load_command_class
 from django.core.signals import got_request_exception
 from django.core.wsgi import get_wsgi_application
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import include, path, re_path
+from django.views import View
 
 import opsguard_django
-from opsguard import OpsGuard, Response
+from opsguard import DeclarationError, OpsGuard, Response
 from opsguard.context import current
 from opsguard.testing import Request, call_asgi, call_wsgi
 from opsguard_django.project import project_ops
@@ -272,7 +274,7 @@ def test_a_request_gets_ids_its_template_and_one_line(get: Get, serve: Any, eyes
     with project(eyes.ops, path("api/<slug:tenant>/", include(users))):
         answer = get("/api/acme/users/ann?token=1", headers={"X-Request-ID": "r-1"})
     assert (answer.status_code, answer.content) == (200, b"view")
-    assert (answer["X-Request-ID"], answer["X-Correlation-ID"]) == ("r-1", "r-1")
+    assert answer["X-Request-ID"] == "r-1"
     assert seen == [("/api/{tenant}/users/{name}", serve)]
     (line,) = eyes.lines()
     assert line["endpoint"] == "/api/{tenant}/users/{name}"
@@ -717,3 +719,128 @@ def test_headers_are_added_beside_the_apps_own_with_and_without_djangos_private_
     plain: Any = SimpleNamespace(headers={"X-Request-ID": "mine"})
     _add_headers(plain, ours)
     assert plain.headers == {"X-Request-ID": "mine", "X-Correlation-ID": "ours"}
+
+
+# --- limits and keys
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_request_has_the_identity_of_its_key(tmp_path: Path, asynchronous: bool) -> None:
+    keys = {"pepper": "p" * 20, "store": f"sqlite:///{tmp_path}/keys.db"}
+    eyes = Eyes(tmp_path, keys=keys)
+
+    def who(request: HttpRequest) -> HttpResponse:
+        identity = request.opsguard_identity  # type: ignore[attr-defined]
+        return HttpResponse("nobody" if identity is None else identity.tenant_id)
+
+    with project(eyes.ops, path("who", who)):
+        key = eyes.ops.keys.create("t1", "free")
+        if asynchronous:
+
+            async def ask() -> tuple[bytes, bytes]:
+                client = AsyncClient()
+                known = await client.get("/who", headers={"X-API-Key": key})
+                return (await client.get("/who")).content, known.content
+
+            assert asyncio.run(ask()) == (b"nobody", b"t1")
+        else:
+            client = Client()
+            assert client.get("/who").content == b"nobody"
+            assert client.get("/who", headers={"X-API-Key": key}).content == b"t1"
+
+
+class Classy(View):
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("")
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("")
+
+
+def test_at_the_first_request_the_log_says_what_is_limited(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="opsguard")
+    eyes = Eyes(tmp_path, limiter={"policies": {"/api/*": "9/minute"}})
+    limited = eyes.ops.limit("1/minute")(view)
+    inner = [re_path(r"^items/(?P<id>[0-9]+)/$", view), path("classy", Classy.as_view())]
+    with project(eyes.ops, path("api/", include(inner)), path("a", limited), path("b", view)):
+        get_asgi_application()
+        assert not [r for r in caplog.records if r.getMessage().startswith("limiter:")]
+        for _ in range(2):
+            Client().get("/b")
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("limiter:")]
+    assert told == ["limiter: 4 routes limited, 0 exempt, 1 uncovered: * /b"]
+
+
+def test_a_mark_that_no_route_carries_stops_the_start(tmp_path: Path) -> None:
+    eyes = Eyes(tmp_path)
+    forgotten = eyes.ops.limit("1/minute")(view)
+    with project(eyes.ops, path("a", view)):
+        with pytest.raises(DeclarationError, match=r"tests\.test_django\.view"):
+            get_wsgi_application()
+        (complaint,) = run_checks()
+        assert complaint.id == "opsguard.E002"
+        assert "tests.test_django.view" in complaint.msg
+    with project(eyes.ops, path("a", forgotten)):
+        assert run_checks() == []
+
+
+def test_a_urlconf_that_a_middleware_chooses_counts_if_it_is_named(tmp_path: Path) -> None:
+    eyes = Eyes(tmp_path)
+    elsewhere = eyes.ops.limit("1/minute")(view)
+    with (
+        project(eyes.ops, path("a", view)),
+        override_settings(OPSGUARD_URLCONFS=[Urls((path("other", elsewhere),))]),
+    ):
+        get_wsgi_application()
+
+
+def test_a_urlconf_that_cannot_be_imported_is_django_s_to_complain_about(eyes: Eyes) -> None:
+    with project(eyes.ops), override_settings(ROOT_URLCONF="no.such.module"):
+        get_wsgi_application()
+        with pytest.raises(ModuleNotFoundError):
+            Client().get("/a")
+
+
+def test_manage_py_opsguard_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    eyes = Eyes(tmp_path)
+    limited = eyes.ops.limit("1/minute")(view)
+    with project(eyes.ops, path("items/<int:id>", limited)):
+        command = load_command_class("opsguard_django", "opsguard")
+        with pytest.raises(SystemExit) as ended:
+            command.run_from_argv(["manage.py", "opsguard", "limits", "show", "--json"])
+        assert ended.value.code == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["routes"]["limited"] == ["* /items/{id}"]
+        with pytest.raises(SystemExit):
+            call_command(command, "limits", "explain", "/items/7")
+        assert "the handler is decorated" in capsys.readouterr().out
+        with pytest.raises(CommandError, match="limits show"):
+            call_command(command, "dance")
+
+
+def test_manage_py_opsguard_without_click_names_the_extra(
+    eyes: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with project(eyes.ops, path("a", view)):
+        command = load_command_class("opsguard_django", "opsguard")
+        monkeypatch.setitem(sys.modules, "click", None)
+        with pytest.raises(CommandError, match=r"opsguard-toolkit\[demo\]"):
+            call_command(command, "limits", "show")
+
+
+def test_explain_takes_django_s_request(eyes: Eyes) -> None:
+    told: list[Any] = []
+
+    def item(request: HttpRequest, id: int) -> HttpResponse:
+        told.extend(eyes.ops.limiter.explain(one) for one in (None, request))
+        return HttpResponse("")
+
+    limited = eyes.ops.limit("5/minute")(item)
+    with project(eyes.ops, path("items/<int:id>", limited)):
+        Client().get("/items/1")
+        assert told[0] == told[1]
+        assert told[0][1].policy.endswith("item")
+        later = eyes.ops.limiter.explain(RequestFactory().get("/items/7"))
+        assert later[1].buckets[0].endswith(":a:127.0.0.1")

@@ -21,8 +21,9 @@ from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
-from opsguard import Exchange, InstallError, OpsGuard, Response
-from opsguard_fastapi import install
+from opsguard import Exchange, InstallError, OpsGuard, OpsGuardError, Response
+from opsguard.exceptions import Refused
+from opsguard_fastapi import KeyIdentity, OptionalKeyIdentity, install
 from tests.contract.harness import Samples, parse
 
 TEAPOT = Response(418, (("Content-Length", "2"),), b"no")
@@ -794,3 +795,250 @@ def test_starlette_calls_handle_of_the_route_it_chose() -> None:
     route.handle = watched
     TestClient(app).get("/a")
     assert called == ["/a"]
+
+
+# --- limits and keys
+
+PEPPER = "p" * 20
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> Eyes:
+    return Eyes(
+        tmp_path,
+        keys={
+            "required": ["/api/*"],
+            "pepper": PEPPER,
+            "store": f"sqlite:///{tmp_path}/keys.db",
+            "master": "mastermaster",
+        },
+        limiter={"policies": {"/auth/*": "99/minute"}, "tiers": {"free": "9/minute"}},
+    )
+
+
+def operation(app: FastAPI, path: str, method: str = "get") -> dict[str, Any]:
+    found: dict[str, Any] = app.openapi()["paths"][path][method]
+    return found
+
+
+OURS = [{"OpsGuardKey": []}, {"OpsGuardBearer": []}]
+
+
+def test_openapi_shows_keys_and_the_answers_that_may_come(keyed: Eyes) -> None:
+    ops, app = keyed.ops, FastAPI()
+    install(app, ops)
+    router = APIRouter()
+    router.get("/deep/{id}")(ops.require_key(tiers=("pro",))(handler))
+    app.include_router(router, prefix="/in")
+    app.get("/api/x")(handler)
+    app.get("/api/open")(ops.public(handler))
+    app.get("/auth/login")(handler)
+    app.get("/plain")(handler)
+
+    told = {
+        path: (found["get"].get("security"), sorted(found["get"]["responses"]))
+        for path, found in app.openapi()["paths"].items()
+    }
+    assert told == {
+        "/in/deep/{id}": (OURS, ["200", "401", "403", "429"]),
+        "/api/x": (OURS, ["200", "401", "429"]),
+        "/api/open": (None, ["200"]),
+        "/auth/login": (None, ["200", "429"]),
+        "/plain": (None, ["200"]),
+    }
+    components = app.openapi()["components"]
+    assert components["securitySchemes"] == {
+        "OpsGuardKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "OpsGuardBearer": {"type": "http", "scheme": "bearer"},
+    }
+    assert "OpsGuardProblem" in components["schemas"]
+    answer = operation(app, "/auth/login")["responses"]["429"]
+    assert "Retry-After" in answer["headers"]
+    assert "application/problem+json" in answer["content"]
+
+
+def test_openapi_keeps_what_the_user_says(keyed: Eyes) -> None:
+    app = FastAPI()
+    install(app, keyed.ops)
+    bearer = fastapi.security.HTTPBearer()
+    app.get("/api/x", responses={401: {"description": "mine"}}, dependencies=[Depends(bearer)])(
+        handler
+    )
+    found = operation(app, "/api/x")
+    assert found["security"] == [{"HTTPBearer": []}]
+    assert found["responses"]["401"] == {"description": "mine"}
+    assert "429" in found["responses"]
+
+
+def test_openapi_is_made_once_and_as_the_user_makes_it(keyed: Eyes) -> None:
+    app = FastAPI()
+    install(app, keyed.ops)
+    app.get("/api/x")(handler)
+    made = app.openapi()
+    assert app.openapi() is made
+    assert app.openapi_schema is made
+
+    def custom() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = fastapi.openapi.utils.get_openapi(
+                title="mine", version="9", routes=app.routes
+            )
+        return app.openapi_schema
+
+    app.openapi_schema = None
+    app.openapi = custom  # type: ignore[method-assign]
+    served = TestClient(app).get("/openapi.json").json()
+    assert served["info"]["title"] == "mine"
+    assert served["paths"]["/api/x"]["get"]["security"] == OURS
+
+
+def test_openapi_without_keys_and_limits_is_what_fastapi_makes(eyes: Eyes) -> None:
+    app, bare = FastAPI(), FastAPI()
+    install(app, eyes.ops)
+    for one in (app, bare):
+        one.get("/a")(handler)
+    assert app.openapi() == bare.openapi()
+
+
+def test_a_fault_of_ours_leaves_openapi_as_it_is(
+    keyed: Eyes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = FastAPI()
+    install(app, keyed.ops)
+    app.get("/api/x")(handler)
+    monkeypatch.setattr("opsguard_fastapi.openapi.demand", lambda *_: 1 / 0)
+    assert "security" not in operation(app, "/api/x")
+
+
+def test_the_identity_of_the_key_is_a_dependency(keyed: Eyes) -> None:
+    app = FastAPI()
+    install(app, keyed.ops)
+
+    @app.get("/strict")
+    async def strict(who: KeyIdentity) -> str:
+        return who.tenant_id
+
+    @app.get("/loose")
+    def loose(who: OptionalKeyIdentity) -> str:
+        return "nobody" if who is None else who.tenant_id
+
+    client = TestClient(app)
+    key = {"X-API-Key": keyed.ops.keys.create("t1", "free")}
+    assert client.get("/loose").json() == "nobody"
+    assert client.get("/loose", headers=key).json() == "t1"
+    assert client.get("/strict", headers=key).json() == "t1"
+    refused = client.get("/strict")
+    assert (refused.status_code, refused.json()["error"]) == (401, "missing_api_key")
+    assert "WWW-Authenticate" in refused.headers
+    wrong = client.get("/strict", headers={"X-API-Key": "ops_free_wrong"})
+    assert (wrong.status_code, wrong.json()["error"]) == (401, "invalid_api_key")
+
+
+def test_without_keys_nobody_has_an_identity(eyes: Eyes) -> None:
+    app = FastAPI()
+    install(app, eyes.ops)
+
+    @app.get("/strict")
+    async def strict(who: KeyIdentity) -> str:
+        return who.tenant_id
+
+    assert TestClient(app).get("/strict").status_code == 401
+
+
+def test_the_dependency_outside_of_a_guarded_app_says_so() -> None:
+    app = FastAPI()
+
+    @app.get("/strict")
+    async def strict(who: KeyIdentity) -> str:
+        return who.tenant_id
+
+    @app.get("/loose")
+    async def loose(who: OptionalKeyIdentity) -> str:
+        return str(who)
+
+    assert TestClient(app).get("/loose").json() == "None"
+    with pytest.raises(RuntimeError, match="was opsguard installed"):
+        TestClient(app).get("/strict")
+
+
+def raises(*_: Any) -> Any:
+    raise Refused(Response(429, (("Content-Length", "2"), ("Retry-After", "7")), b"no"))
+
+
+@pytest.mark.parametrize("kind", [FastAPI, Starlette])
+def test_a_refusal_raised_in_the_app_is_its_answer(kind: type[Starlette], eyes: Eyes) -> None:
+    app = kind()
+    install(app, eyes.ops)
+    app.router.add_route("/a", raises)
+    answer = TestClient(app).get("/a")
+    assert (answer.status_code, answer.text, answer.headers["Retry-After"]) == (429, "no", "7")
+    assert "X-Request-ID" in answer.headers
+    assert eyes.total("http_errors_total") == 0.0
+
+
+@pytest.mark.parametrize("theirs", [Refused, OpsGuardError])
+def test_the_user_s_own_handler_of_refusals_counts(theirs: type[Exception], eyes: Eyes) -> None:
+    app = FastAPI()
+    install(app, eyes.ops)
+    app.router.add_route("/a", raises)
+
+    @app.exception_handler(theirs)
+    async def mine(request: Request, error: Exception) -> PlainTextResponse:
+        return PlainTextResponse("mine", 418)
+
+    assert TestClient(app).get("/a").text == "mine"
+
+
+def test_a_refusal_raised_for_a_websocket_closes_it(eyes: Eyes) -> None:
+    app = FastAPI()
+    install(app, eyes.ops)
+    app.websocket("/ws")(refused_socket)
+    with pytest.raises(WebSocketDisconnect) as closed, TestClient(app).websocket_connect("/ws"):
+        pass
+    assert closed.value.code == 1008
+
+
+async def refused_socket(websocket: WebSocket) -> None:
+    raises()
+
+
+def test_explain_takes_a_request_a_scope_and_the_current_one(eyes: Eyes) -> None:
+    ops, app = eyes.ops, FastAPI()
+    install(app, ops)
+    told: list[Any] = []
+
+    @app.get("/items/{id}")
+    @ops.limit("5/minute")
+    async def item(id: str, request: Request) -> None:
+        told.extend(ops.limiter.explain(one) for one in (None, request, request.scope))
+
+    TestClient(app).get("/items/1")
+    now, by_request, by_scope = told
+    assert now == by_request == by_scope
+    assert now[1].policy.endswith("item")
+    assert now[1].buckets[0].endswith(":a:testclient")
+    scope = {"type": "http", "method": "GET", "path": "/in/items/7", "root_path": "/in"}
+    later = ops.limiter.explain({**scope, "client": ("10.0.0.9", 1)})
+    assert later[1].buckets[0].endswith(":a:10.0.0.9")
+    assert ops.limiter.explain() == ()
+    with pytest.raises(TypeError, match="a path or a request"):
+        ops.limiter.explain(object())
+    with pytest.raises(TypeError, match="a path or a request"):
+        ops.limiter.explain({})
+
+
+def test_explain_knows_whose_key_it_is(keyed: Eyes) -> None:
+    ops, app = keyed.ops, FastAPI()
+    install(app, ops)
+    told: list[Any] = []
+
+    @app.get("/api/x")
+    def x(request: Request) -> None:
+        told.extend(ops.limiter.explain(request))
+
+    TestClient(app).get("/api/x", headers={"X-API-Key": ops.keys.create("t1", "free")})
+    TestClient(app).get("/api/x", headers={"X-API-Key": "mastermaster"})
+    assert [one.why for one in told if one.stage == "route"] == [
+        "the key's tier is free",
+        "the master key has no tier's limit",
+    ]

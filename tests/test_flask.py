@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, abort, current_app, request, stream_with_context
+from flask import Blueprint, Flask, abort, current_app, g, request, stream_with_context
 from flask import Response as FlaskResponse
 from flask.testing import FlaskClient
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -18,6 +18,7 @@ from werkzeug.test import Client
 import opsguard_wsgi
 from opsguard import Exchange, InstallError, OpsGuard, Response, SettingsError
 from opsguard.context import current
+from opsguard.exceptions import Refused
 from opsguard_flask import init_app, install
 from opsguard_flask.templates import template
 from tests.contract.harness import Samples, parse
@@ -508,3 +509,87 @@ def test_click_commands_run_without_a_request(eyes: Eyes) -> None:
 
     result = app.test_cli_runner().invoke(args=["job"])
     assert result.exit_code == 0, result.output
+
+
+# --- limits and keys
+
+
+def test_g_has_the_identity_of_the_key(tmp_path: Path) -> None:
+    keys = {"pepper": "p" * 20, "store": f"sqlite:///{tmp_path}/keys.db"}
+    eyes = Eyes(tmp_path, keys=keys)
+    app = Flask(__name__)
+    install(app, eyes.ops)
+    app.get("/who")(lambda: g.opsguard_identity.tenant_id if g.opsguard_identity else "nobody")
+    client = buffered(app)
+    assert client.get("/who").text == "nobody"
+    key = eyes.ops.keys.create("t1", "free")
+    assert client.get("/who", headers={"Authorization": f"Bearer {key}"}).text == "t1"
+    with app.app_context():
+        assert g.opsguard_identity is None
+
+
+def test_a_class_of_one_s_own_for_g_stays(eyes: Eyes) -> None:
+    class Mine(Flask.app_ctx_globals_class):  # type: ignore[misc, name-defined]
+        def hello(self) -> str:
+            return "hello"
+
+    app = Flask(__name__)
+    app.app_ctx_globals_class = Mine
+    install(app, eyes.ops)
+    with app.app_context():
+        assert (g.hello(), g.opsguard_identity) == ("hello", None)
+
+
+def refuse() -> str:
+    raise Refused(TEAPOT)
+
+
+def test_a_refusal_raised_in_the_app_is_its_answer(eyes: Eyes) -> None:
+    app = Flask(__name__)
+    install(app, eyes.ops)
+    app.get("/a")(refuse)
+    answer = buffered(app).get("/a")
+    assert (answer.status_code, answer.data) == (418, b"no")
+    assert "X-Request-ID" in answer.headers
+    assert eyes.total("http_errors_total") == 0.0
+
+
+def test_the_user_s_own_handler_of_refusals_counts(eyes: Eyes) -> None:
+    app = Flask(__name__)
+    app.register_error_handler(Refused, lambda error: ("mine", 419))
+    install(app, eyes.ops)
+    app.get("/a")(refuse)
+    assert buffered(app).get("/a").text == "mine"
+
+
+def test_flask_opsguard_limits_tells_what_is_limited(eyes: Eyes) -> None:
+    app = Flask(__name__, static_folder=None)
+    install(app, eyes.ops)
+    app.get("/items/<int:id>")(eyes.ops.limit("1/minute")(view))
+    runner = app.test_cli_runner()
+    assert "limits" in runner.invoke(args=["opsguard", "--help"]).output
+    shown = runner.invoke(args=["opsguard", "limits", "show"]).output
+    assert "limiter: 1 route limited, 0 exempt, 0 uncovered" in shown
+    asked = runner.invoke(args=["opsguard", "limits", "explain", "/items/7"]).output
+    assert "the handler is decorated" in asked
+    assert runner.invoke(args=["opsguard", "nonsense"]).exit_code == 2
+
+
+def test_explain_takes_flask_s_request_and_an_environ(eyes: Eyes) -> None:
+    app = Flask(__name__)
+    ops = eyes.ops
+    install(app, ops)
+    told: list[Any] = []
+
+    @app.get("/items/<int:id>")
+    @ops.limit("5/minute")
+    def item(id: int) -> str:
+        told.extend(ops.limiter.explain(one) for one in (None, request, request.environ))
+        return ""
+
+    buffered(app).get("/items/1")
+    assert told[0] == told[1] == told[2]
+    assert told[0][1].policy.endswith("item")
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/items/7", "REMOTE_ADDR": "10.0.0.9"}
+    assert ops.limiter.explain(environ)[1].buckets[0].endswith(":a:10.0.0.9")
+    assert ops.limiter.explain({"REQUEST_METHOD": "GET", "PATH_INFO": "/\u20ac"})[1].policy == ""

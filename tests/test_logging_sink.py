@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import itertools
@@ -120,6 +121,7 @@ def test_construction_starts_no_thread_and_opens_no_file(sink: Sink, log: Path) 
 def test_a_batch_waits_until_it_is_full_and_keeps_the_order(sink: Sink, log: Path) -> None:
     """Four full batches leave by themselves; the rest of the lines waits for the next."""
     lines = [f"{n:03d}" + "x" * 97 for n in range(200)]
+    sink.nudge()
     for line in lines:
         sink.write(line)
     there = log.read_text().splitlines()
@@ -130,12 +132,68 @@ def test_a_batch_waits_until_it_is_full_and_keeps_the_order(sink: Sink, log: Pat
 
 
 def test_a_line_leaves_by_itself_after_a_tick(sink: Sink, log: Path) -> None:
+    sink.nudge()
     sink.write("alone")
     until(lambda: log.exists() and log.read_text() == "alone\n")
 
 
+def test_without_a_feeder_each_line_leaves_at_once_and_no_thread_is_needed(
+    sink: Sink, log: Path
+) -> None:
+    sink.write("one")
+    assert log.read_text() == "one\n"
+    sink.write("two")
+    assert log.read_text() == "one\ntwo\n"
+    assert our_threads() == []
+
+
+def test_in_the_loop_of_a_server_a_timer_of_it_stands_for_the_thread(sink: Sink, log: Path) -> None:
+    class Feeder:
+        def __init__(self) -> None:
+            self.lines = ["fed"]
+
+        def drain(self) -> None:
+            while self.lines:
+                sink.write(self.lines.pop())
+
+        def forget(self) -> None:
+            self.lines.clear()
+
+    async def serve() -> None:
+        sink.settle_in()
+        sink.feed(Feeder())
+        sink.nudge()
+        assert not log.exists()
+        await asyncio.sleep(sink_module.TICK * 3)
+        assert log.read_text() == "fed\n"
+        assert our_threads() == []
+        sink.shutdown()
+
+    asyncio.run(serve())
+
+
+def test_a_pipe_that_is_full_in_a_loop_is_tried_again_by_the_thread(pipe: Pipe) -> None:
+    sink = pipe.sink()
+
+    async def serve() -> None:
+        sink.settle_in()
+        while not our_threads():
+            sink.write("x" * 4000)
+        sink.write("the last")
+        got = ""
+        for _ in range(500):
+            got += pipe.read()
+            if got.endswith("the last\n"):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it stayed in the buffer")
+
+    asyncio.run(serve())
+
+
 @pytest.mark.usefixtures("slow_tick")
 def test_an_urgent_line_leaves_at_once_with_all_before_it(sink: Sink, log: Path) -> None:
+    sink.nudge()
     sink.write("calm")
     assert not log.exists() or log.read_text() == ""
     sink.write("urgent", True)
@@ -155,6 +213,7 @@ def test_with_durability_line_each_line_leaves_at_once_and_no_thread_is_needed(l
 def test_after_shutdown_each_line_leaves_at_once_and_after_resume_they_batch_again(
     sink: Sink, log: Path
 ) -> None:
+    sink.nudge()
     sink.write("before")
     sink.shutdown()
     assert log.read_text() == "before\n"
@@ -162,7 +221,7 @@ def test_after_shutdown_each_line_leaves_at_once_and_after_resume_they_batch_aga
     sink.write("after")
     assert log.read_text() == "before\nafter\n"
     sink.resume()
-    sink.write("resumed")
+    sink.nudge()
     sink.write("waits")
     assert "waits" not in log.read_text()
 
@@ -171,9 +230,11 @@ def test_a_thread_that_fell_asleep_wakes_for_the_next_line(
     sink: Sink, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sink_module, "TICK", 0.002)
+    sink.nudge()
     sink.write("one")
     until(lambda: sink._parked)
     (thread,) = our_threads()
+    sink.nudge()
     sink.write("two")
     until(lambda: log.read_text() == "one\ntwo\n")
     assert our_threads() == [thread]
@@ -193,6 +254,7 @@ def test_where_no_thread_can_start_lines_leave_at_once(
 
 def test_a_collected_sink_writes_its_lines_and_ends_its_thread(log: Path) -> None:
     sink = Sink(log)
+    sink.nudge()
     sink.write("last words")
     (thread,) = our_threads()
     del sink
@@ -228,6 +290,7 @@ def test_no_write_is_longer_than_a_pipe_takes_as_one_and_none_splits_a_line(
     sink = pipe.sink()
     lines = [letter * (n * 37 % 900) for n in range(120)]
     got = ""
+    sink.nudge()
     for line in lines:
         sink.write(line)
         got += pipe.read()
@@ -572,9 +635,11 @@ def test_a_fork_writes_buffered_lines_once_and_the_child_goes_on() -> None:
         from opsguard.logging import Sink, sink as module
         module.TICK = 0.01
         sink = Sink()
+        sink.nudge()
         sink.write("before")
         pid = os.fork()
         if pid == 0:
+            sink.nudge()
             sink.write("child")
             sink.write("child, urgent", True)
             assert [t.name for t in threading.enumerate()] == ["MainThread", "opsguard-log"]

@@ -393,12 +393,13 @@ def test_the_servers_own_start_response_is_called_as_the_app_calls_it(tmp_path: 
         seen.append((status, type(headers), [type(pair) for pair in headers]))
 
     Guarded(tmp_path, answering([b""])).app(environ_of(), start_response)
-    assert seen == [("200 OK", list, [tuple, tuple, tuple])]
+    assert seen == [("200 OK", list, [tuple, tuple])]
 
 
 @pytest.mark.parametrize("name", ["X-Request-ID", "x-request-id", "X-REQUEST-ID"])
 def test_an_id_that_the_app_sets_is_left_and_the_other_added(name: str, tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, answering([b""], [*TEXT, (name, "mine")]))
+    ops = made(tmp_path, ids={"answer_correlation": "always"})
+    guarded = Guarded(tmp_path, answering([b""], [*TEXT, (name, "mine")]), ops=ops)
     server = guarded.run()
     assert server.header("x-request-id") == ["mine"]
     assert len(server.header("x-correlation-id")) == 1
@@ -611,3 +612,51 @@ def test_a_refusal_is_valid_wsgi(tmp_path: Path) -> None:
     guarded = Guarded(tmp_path, raising, ops=ops)
     answer = call_wsgi(guarded.app, Request("/a"))
     assert (answer.status, answer.body, answer.error) == (429, b"slow", None)
+
+
+def test_a_server_that_refuses_the_headers_of_a_stream_gets_its_exception_back(
+    tmp_path: Path,
+) -> None:
+    """The app's generator is closed by then, with the server's exception still on its way."""
+    closed: list[bool] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("X-Name", "a\nb")])
+        try:
+            yield b"never sent"
+        finally:
+            closed.append(True)
+
+    class Refusal(Exception):
+        pass
+
+    def refuse(status: str, headers: Any, exc_info: Any = None) -> Any:
+        raise Refusal
+
+    guarded = Guarded(tmp_path, app)
+    with pytest.raises(Refusal):
+        list(guarded.app(environ_of(), refuse))
+    assert closed == [True]
+    assert guarded.line()["status_code"] == 500
+
+
+def test_a_refusal_by_a_handlers_wrapper_gives_back_what_edge_and_default_took(
+    tmp_path: Path,
+) -> None:
+    limits = {"policies": {"/a": "10/minute"}, "default": "50/minute"}
+    ops = made(tmp_path, limiter=limits)
+
+    @ops.limit("1/minute")
+    def rare() -> bytes:
+        return b"rare"
+
+    def app(environ: Any, start_response: Any) -> Any:
+        body = rare() if environ["QUERY_STRING"] == "rare" else b"plain"
+        start_response("200 OK", list(TEXT))
+        return [body]
+
+    guarded = Guarded(tmp_path, app, ops=ops)
+    rarely = [guarded.run(environ_of(QUERY_STRING="rare")).status for _ in range(4)]
+    assert rarely == ["200 OK", *["429 Too Many Requests"] * 3]
+    server = guarded.run(environ_of(QUERY_STRING=""))
+    assert server.header("x-ratelimit-remaining") == ["8"]  # of the ten: one each

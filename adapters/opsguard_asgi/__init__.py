@@ -8,12 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 from opsguard import OpsGuard
-from opsguard_asgi.edge import refuse, send_response, serve
+from opsguard.inspection import announce
+from opsguard_asgi.edge import instead_of, refuse, send_response, serve
 from opsguard_asgi.labels import label
 from opsguard_asgi.types import KEY, PROTOCOL, ASGIApp, Label, Receive, Scope, Send
 from opsguard_asgi.work import off_loop
 
-__all__ = ["KEY", "PROTOCOL", "Guarded", "install", "off_loop", "refuse", "send_response", "serve"]
+__all__ = [
+    "KEY",
+    "PROTOCOL",
+    "Guarded",
+    "install",
+    "instead_of",
+    "off_loop",
+    "refuse",
+    "send_response",
+    "serve",
+]
 
 
 class Guarded:
@@ -24,10 +35,19 @@ class Guarded:
         runtime = ops.runtime(title if isinstance(title, str) else None)
         self.app = app
         self.ops = ops
-        self._serve = serve(app, runtime.port(PROTOCOL), endpoint=endpoint, label=label)
+        self._guarded = serve(app, runtime.port(PROTOCOL), endpoint=endpoint, label=label)
+        self._serve: ASGIApp = self._first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._serve(scope, receive, send)
+
+    async def _first(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server has started: say what is limited, unless a framework's adapter does."""
+        self._serve = self._guarded
+        runtime = self.ops.runtime()
+        if not runtime.sources:
+            announce(runtime, None)
+        await self._guarded(scope, receive, send)
 
     def __getattr__(self, name: str) -> Any:
         if name == "app":  # not set yet: while being copied or unpickled

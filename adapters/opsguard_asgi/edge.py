@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Awaitable
+from contextlib import suppress
 from pathlib import Path
 
 from opsguard.accelerator import speed
 from opsguard.context import current
-from opsguard.exchange import Exchange
-from opsguard.http import Response
+from opsguard.exceptions import Refused
+from opsguard.exchange import Exchange, asettled
+from opsguard.http import Pending, Response
 from opsguard.plan import Port
 from opsguard_asgi.lifespan import lifespan_of
 from opsguard_asgi.types import (
@@ -31,7 +33,7 @@ from opsguard_asgi.types import (
 from opsguard_asgi.websocket import refuse_websocket, websocket_of
 from opsguard_asgi.work import off_loop
 
-__all__ = ["refuse", "send_response", "serve"]
+__all__ = ["instead_of", "refuse", "send_response", "serve"]
 
 _DISCONNECTS = frozenset({"ClientDisconnect", "ClientDisconnected"})
 """What frameworks raise when the client has left; by name, as none of them is imported here."""
@@ -90,17 +92,28 @@ def serve(
             if endpoint is not None:
                 exchange.enter_by(endpoint, scope)
             if exchange.work is not None or exchange.reply is not None:
-                await _reply(exchange, respond)
+                await instead(exchange, scope, receive, respond)
             else:
                 heard = _observed(exchange, receive) if exchange.uploads else receive
                 await app(scope, heard, respond)
         except BaseException as error:
-            await _failed(exchange, error, send, respond)
-            raise
+            if not await _failed(exchange, error, send, respond):
+                raise
         finally:
             if not exchange.closed:
                 exchange.close()
             current.set(None)
+
+    async def instead(exchange: Exchange, scope: Scope, receive: Receive, respond: Send) -> None:
+        """Send an answer of ours, unless it turns out that the app is to answer."""
+        if exchange.work is not None:
+            exchange.reply = await off_loop(exchange.work, exchange)
+        reply = await exchange.atold(endpoint, scope)
+        if reply is not None:
+            await send_response(reply, respond)
+            return
+        heard = _observed(exchange, receive) if exchange.uploads else receive
+        await app(scope, heard, respond)
 
     if port.door is None:
         return http
@@ -111,7 +124,7 @@ def serve(
         key=KEY,
         endpoint=endpoint,
         label=label,
-        reply=_reply,
+        reply=instead,
         failed=_failed,
         observed=_observed,
         collect=collect,
@@ -154,27 +167,35 @@ def _size_of(path: str) -> int:
         return 0
 
 
-async def _reply(exchange: Exchange, send: Send) -> None:
-    if exchange.work is not None:
-        exchange.reply = await off_loop(exchange.work, exchange)
-    if exchange.reply is not None:
-        await send_response(exchange.reply, send)
+async def instead_of(
+    reply: Response | Pending, handle: ASGIApp, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """What a route sends instead of going on, unless it turns out that it is to go on."""
+    found = await asettled(reply)
+    if found is None:
+        await handle(scope, receive, send)
+    else:
+        await refuse(found, scope, send)
 
 
-async def _failed(exchange: Exchange, error: BaseException, send: Send, respond: Send) -> None:
-    """The app raised: note it, and answer if nothing was sent yet. It goes on to the server."""
+async def _failed(exchange: Exchange, error: BaseException, send: Send, respond: Send) -> bool:
+    """The app raised: note it, and answer if nothing was sent yet. It goes on to the server, unless
+    it is a refusal of ours (True) that a handler's wrapper raised.
+    """
+    if isinstance(error, Refused) and not exchange.status:
+        await send_response(error.response, respond)
+        return True
     if isinstance(error, CancelledError) or type(error).__name__ in _DISCONNECTS:
         exchange.left = not exchange.closed
     elif exchange.status and not exchange.closed and _is_of(send, error):
         exchange.left = True
     if exchange.left:
-        return
+        return False
     exchange.fail(error)
     if not exchange.status and isinstance(error, Exception):
-        try:
+        with suppress(OSError):  # nobody is there to read it
             await send_response(exchange.plan.failure(exchange, error), respond)
-        except OSError:
-            return  # nobody is there to read it
+    return False
 
 
 def _is_of(send: Send, error: BaseException) -> bool:

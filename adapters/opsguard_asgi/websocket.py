@@ -49,7 +49,7 @@ def websocket_of(
         try:
             if endpoint is not None:
                 exchange.enter_by(endpoint, scope)
-            if exchange.reply is not None:
+            if await exchange.atold(endpoint, scope) is not None:
                 await refuse_websocket(respond)
             else:
                 await app(scope, receive, respond)

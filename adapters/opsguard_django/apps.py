@@ -1,11 +1,11 @@
-"""The Django app: it registers a check and starts nothing, as `ready` runs for `migrate` too."""
+"""The Django app: it registers checks and starts nothing, as `ready` runs for `migrate` too."""
 
 from __future__ import annotations
 
 from django.apps import AppConfig
 from django.core import checks
 
-from opsguard_django.checks import middleware_is_first
+from opsguard_django.checks import marks_have_routes, middleware_is_first
 
 __all__ = ["OpsGuardConfig"]
 
@@ -16,3 +16,4 @@ class OpsGuardConfig(AppConfig):
 
     def ready(self) -> None:
         checks.register(middleware_is_first)
+        checks.register(marks_have_routes)

@@ -7,7 +7,10 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
-__all__ = ["middleware_is_first"]
+from opsguard_django.project import project_ops
+from opsguard_django.routes import project_routes
+
+__all__ = ["marks_have_routes", "middleware_is_first"]
 
 _MIDDLEWARE = (
     "opsguard_django.OpsGuardMiddleware",
@@ -26,4 +29,23 @@ def middleware_is_first(**_: Any) -> list[CheckMessage]:
             hint="Put it first, so that it sees every request and every answer.",
             id="opsguard.E001",
         )
+    ]
+
+
+def marks_have_routes(**_: Any) -> list[CheckMessage]:
+    """opsguard.E002: a limit or a required key that no route carries guards nothing at the route.
+    What is wrong with the settings or the URLconf itself is for others to say.
+    """
+    try:
+        unrouted = project_ops().marked.unrouted(project_routes())
+    except Exception:
+        return []
+    return [
+        Error(
+            f"No route carries the limits or keys of {name}.",
+            hint="Decorate the view that the route leads to; a decorator above ours must use "
+            "functools.wraps. URLconfs that a middleware chooses belong into OPSGUARD_URLCONFS.",
+            id="opsguard.E002",
+        )
+        for name in unrouted
     ]

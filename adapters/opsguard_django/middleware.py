@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.signals import got_request_exception
@@ -13,9 +13,14 @@ from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpRe
 from django.http.response import HttpResponseBase
 
 from opsguard import Exchange, Response
+from opsguard.accelerator import speed
 from opsguard.context import current
+from opsguard.exceptions import Refused
+from opsguard.exchange import asettled, settled
+from opsguard.http import Pending
 from opsguard_asgi import off_loop
 from opsguard_django.project import project_ops
+from opsguard_django.routes import announce_routes, project_routes
 from opsguard_django.templates import template
 from opsguard_wsgi import KEY, PROTOCOL
 
@@ -26,14 +31,23 @@ _NO_SCOPE: dict[str, Any] = {}
 
 
 class OpsGuardMiddleware:
-    """First in MIDDLEWARE. Holds nothing of a request; safe for any number of threads and tasks."""
+    """First in MIDDLEWARE. Holds nothing of a request; safe for any number of threads and tasks.
+
+    Views find whose API key a request came with in ``request.opsguard_identity``: None without one.
+    Made when Django loads its handler: then it raises DeclarationError for limits and required keys
+    that no route carries. At the first request it is logged how many routes are limited.
+    """
 
     sync_capable = True
     async_capable = True
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self.get_response = get_response
-        self.port = project_ops().runtime().port(PROTOCOL)
+        runtime = project_ops().runtime()
+        self.port = runtime.port(PROTOCOL)
+        if project_routes not in runtime.sources:
+            runtime.sources.append(project_routes)
+        announce_routes(runtime)
         self.process_view: Callable[..., Any] = self._enter
         got_request_exception.connect(_note_exception, dispatch_uid="opsguard")
         self._async = iscoroutinefunction(get_response)
@@ -43,17 +57,19 @@ class OpsGuardMiddleware:
             self.process_view = self._enter_async
 
     def __call__(self, request: HttpRequest) -> Any:
-        return self._serve_async(request) if self._async else self._serve(request)
-
-    def _serve(self, request: HttpRequest) -> HttpResponseBase:
+        if self._async:
+            return self._serve_async(request)
         exchange = self._open(request)
         if exchange is None:
-            response: HttpResponseBase = self.get_response(request)
-            return response
+            return self.get_response(request)
         try:
-            if exchange.work is not None:
-                exchange.reply = exchange.work(exchange)
-            response = _answer(exchange.reply) or self.get_response(request)
+            instead = None
+            if exchange.work is not None or exchange.reply is not None:
+                instead = exchange.told()
+            if instead is None:
+                response: HttpResponseBase = self.get_response(request)
+            else:
+                response = _answer(instead)
         except BaseException as error:
             _failed(exchange, error)
             raise
@@ -67,7 +83,11 @@ class OpsGuardMiddleware:
         try:
             if exchange.work is not None:
                 exchange.reply = await off_loop(exchange.work, exchange)
-            response = _answer(exchange.reply) or await self.get_response(request)
+            instead = await exchange.atold()
+            if instead is None:
+                response: HttpResponseBase = await self.get_response(request)
+            else:
+                response = _answer(instead)
         except BaseException as error:
             _failed(exchange, error)
             raise
@@ -75,14 +95,16 @@ class OpsGuardMiddleware:
 
     def _enter(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
         """The route hook: the first `process_view`, before any view."""
-        exchange: Exchange | None = request.META.get(KEY)
-        if exchange is None or request.resolver_match is None:
-            return None
-        reply = exchange.enter(template(request.resolver_match.route or ""), view)
-        return _answer(reply)
+        reply = settled(_entered(request, view))
+        return None if reply is None else _answer(reply)
 
     async def _enter_async(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
-        return self._enter(request, view, args, kwargs)
+        reply = await asettled(_entered(request, view))
+        return None if reply is None else _answer(reply)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> Any:
+        """A refusal that a handler's wrapper raised, because it was not called by its route."""
+        return _answer(exception.response) if isinstance(exception, Refused) else None
 
     def _open(self, request: HttpRequest) -> Exchange | None:
         """The exchange to serve, or None if an edge outside of Django has opened one already."""
@@ -92,34 +114,43 @@ class OpsGuardMiddleware:
         if outer is not None:
             meta[KEY] = outer
             return None
-        headers = {name: meta[key] for key, name in self.port.wanted.items() if meta.get(key)}
         peer = meta.get("REMOTE_ADDR") or None
         # As the client sent it: request.method is in upper case already.
         method = scope.get("method") or meta["REQUEST_METHOD"]
-        exchange = self.port.open(
-            method, request.path, request.path_info, peer, headers or None, meta
-        )
+        port = self.port
+        exchange = port.open(method, request.path, request.path_info, peer, port.gather(meta), meta)
         meta[KEY] = exchange
         return exchange
 
     def _finish(self, exchange: Exchange, response: HttpResponseBase) -> HttpResponseBase:
         """Add our headers, and hear when the last byte is out."""
         _add_headers(response, self.port.head(exchange, response.status_code, ()))
-        if isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
-            whole = exchange.method == "HEAD"  # Django's servers don't ask for a body then
-            _count_stream(exchange, response)
-        elif isinstance(response, HttpResponse):
+        if isinstance(response, HttpResponse):
             whole = True
             exchange.sent = len(response.content)
+        elif isinstance(response, StreamingHttpResponse) and not isinstance(response, FileResponse):
+            whole = exchange.method == "HEAD"  # Django's servers don't ask for a body then
+            _count_stream(exchange, response)
         else:
             whole = True  # a file, which the server may send by itself
             exchange.sent = int(response.headers.get("Content-Length", 0))
         # Under ASGI the middleware runs in a task of its own, so what comes after it (a stream, the
         # app's closers) does not know the request unless it is told again.
         closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
-        closers.insert(0, partial(current.set, exchange))
-        closers.append(_Closer(exchange, whole))
+        if self._async or "wsgi.input" not in exchange.source:
+            closers.insert(0, partial(current.set, exchange))
+        closers.append(Closer(exchange, whole))
         return response
+
+
+def _entered(request: HttpRequest, view: Any) -> Response | Pending | None:
+    exchange: Exchange | None = request.META.get(KEY)
+    if exchange is None:
+        return None
+    request.opsguard_identity = exchange.identity  # type: ignore[attr-defined]
+    if request.resolver_match is None:
+        return None
+    return exchange.enter(template(request.resolver_match.route or ""), view)
 
 
 def _add_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> None:
@@ -135,7 +166,7 @@ def _add_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> Non
             headers.setdefault(name, value)
 
 
-class _Closer:
+class Closer:
     """Called when Django closes the response: the last byte is out. `whole`: nothing else says
     whether that is so. If Django drops the response without closing it, as its ASGI handler does
     when sending fails, the end is heard when it is collected.
@@ -155,6 +186,10 @@ class _Closer:
 
     def __del__(self) -> None:
         self._exchange.close()
+
+
+if not TYPE_CHECKING and speed is not None:
+    Closer = speed.Closer
 
 
 def _count_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
@@ -192,9 +227,7 @@ def _noting(exchange: Exchange, content: Any) -> Iterator[bytes]:
         raise
 
 
-def _answer(reply: Response | None) -> HttpResponse | None:
-    if reply is None:
-        return None
+def _answer(reply: Response) -> HttpResponse:
     return HttpResponse(reply.body, status=reply.status, headers=dict(reply.headers))
 
 

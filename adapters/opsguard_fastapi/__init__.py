@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
 from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp
+from starlette.websockets import WebSocket
 
 from opsguard import InstallError, OpsGuard
+from opsguard.exceptions import Refused
+from opsguard.guard import Runtime
+from opsguard.inspection import announce
 from opsguard_asgi import PROTOCOL, serve
-from opsguard_fastapi.routes import hook_routes, late_label
+from opsguard_fastapi.routes import hook_routes, late_label, served
 
-__all__ = ["install"]
+if TYPE_CHECKING:
+    from opsguard_fastapi.callers import (
+        KeyIdentity,
+        OptionalKeyIdentity,
+        identity,
+        require_identity,
+    )
+
+__all__ = ["KeyIdentity", "OptionalKeyIdentity", "identity", "install", "require_identity"]
 
 _ATTRIBUTE = "opsguard"
 
@@ -28,13 +45,20 @@ def install(app: Starlette, ops: OpsGuard | None = None) -> OpsGuard:
     guard = ops if ops is not None else OpsGuard()
     if app.middleware_stack is not None:
         raise InstallError("install() must be called before the app serves its first request")
-    port = guard.runtime(_title(app), getattr(app, "version", None)).port(PROTOCOL)
+    runtime = guard.runtime(_title(app), getattr(app, "version", None))
+    port = runtime.port(PROTOCOL)
+    runtime.sources.append(partial(served, app))
     setattr(app.state, _ATTRIBUTE, guard)
+    _describe(app, runtime)
     build = app.build_middleware_stack
 
     def build_guarded() -> ASGIApp:
         """Stand outside of ServerErrorMiddleware: what it answers is seen, and gets its id."""
         hook_routes(app)
+        _describe(app, runtime)
+        _answer_refusals(app)
+        # More routes may come while the app serves.
+        announce(runtime, served(app))
         return serve(build(), port, label=late_label(app))
 
     app.build_middleware_stack = build_guarded  # type: ignore[method-assign]
@@ -45,3 +69,35 @@ def _title(app: Starlette) -> str | None:
     """The name of a FastAPI app, unless it is the one that every FastAPI app has."""
     title = getattr(app, "title", None)
     return None if title == "FastAPI" else title
+
+
+def _describe(app: Any, runtime: Runtime) -> None:
+    if hasattr(app, "openapi"):  # Starlette alone has none
+        from opsguard_fastapi.openapi import describe_api
+
+        describe_api(app, runtime)
+
+
+def _answer_refusals(app: Starlette) -> None:
+    """Make a refusal that a handler's wrapper raised the answer, unless the user does."""
+    handled = [kind for kind in app.exception_handlers if isinstance(kind, type)]
+    if not any(issubclass(Refused, kind) and kind is not Exception for kind in handled):
+        app.add_exception_handler(Refused, _refused)
+
+
+async def _refused(connection: HTTPConnection, refusal: Exception) -> Response:
+    answer = refusal.response if isinstance(refusal, Refused) else None
+    if answer is None or isinstance(connection, WebSocket):
+        if isinstance(connection, WebSocket):
+            await connection.close(1008)  # "policy violation", RFC 6455
+        return Response(status_code=403)
+    return Response(answer.body, answer.status, headers=dict(answer.headers))
+
+
+def __getattr__(name: str) -> Any:
+    # Starlette alone has no dependencies.
+    if name in __all__:
+        from opsguard_fastapi import callers
+
+        return getattr(callers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,17 +11,18 @@ and ``scope["fastapi"]["effective_route_context"]`` says for which one it was ch
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Host, Match, Mount
+from starlette.routing import BaseRoute, Host, Match, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from opsguard.accelerator import speed
-from opsguard_asgi import KEY, refuse
+from opsguard.inspection import Served
+from opsguard_asgi import KEY, instead_of
 
-__all__ = ["hook_routes", "late_label"]
+__all__ = ["hook_routes", "late_label", "served"]
 
 _PREFIX = "opsguard.prefix"
 """The scope's key of what the mounts passed so far stand for, such as ``/tenants/{tenant}``."""
@@ -38,6 +39,36 @@ def hook_routes(app: Any) -> None:
             _hook_mount(route)
         else:
             _hook_leaf(route)
+
+
+def served(app: Any, prefix: str = "", depth: int = 0) -> Iterator[Served]:
+    """The routes below `app`, with their whole templates. HEAD goes with GET."""
+    router = getattr(app, "router", app)
+    for route, template in _templates(router):
+        inner = _inner(route)
+        if inner is not None:
+            if depth < _DEEPEST:
+                yield from served(inner, prefix + _prefix(route), depth + 1)
+            continue
+        handler = getattr(route, "endpoint", None) or getattr(route, "app", None)
+        for method in _methods(route):
+            yield Served(prefix + template, method, handler)
+
+
+def _methods(route: Any) -> Iterable[str]:
+    if isinstance(route, WebSocketRoute):
+        return ("WEBSOCKET",)
+    methods = set(getattr(route, "methods", None) or ())
+    endpoint = getattr(route, "endpoint", None)
+    if not methods and isinstance(endpoint, type):
+        # An HTTPEndpoint takes the methods that it has functions for.
+        methods = {name.upper() for name in _VERBS if hasattr(endpoint, name)}
+    if "GET" in methods:
+        methods.discard("HEAD")
+    return sorted(methods) or ("*",)
+
+
+_VERBS = ("get", "head", "post", "put", "patch", "delete", "options")
 
 
 def late_label(app: Starlette) -> Callable[[Scope], str | None]:
@@ -77,20 +108,30 @@ def _serves(route: BaseRoute, asked: Scope, scope: Scope) -> bool:
 
 
 def _routes(router: Any) -> Iterable[BaseRoute]:
-    """The routes of a router as they are called: included ones are looked up by FastAPI, which
-    copies the plain ones among them.
+    """The routes of a router as they are called."""
+    return [route for route, _ in _templates(router)]
+
+
+def _templates(router: Any) -> Iterable[tuple[BaseRoute, str]]:
+    """The routes of a router as they are called, with their templates below the last mount.
+    Included ones are looked up by FastAPI, which copies the plain ones among them.
     """
     routes = [*getattr(router, "routes", ()), *getattr(router, "_low_priority_routes", ())]
     try:
         from fastapi.routing import APIRoute, iter_route_contexts
     except ImportError:  # Starlette alone, or a FastAPI that copies included routes itself
-        return routes
+        return [(route, _path_of(route)) for route in routes]
     found = []
     for context in iter_route_contexts(routes):
         original = context.original_route
         chosen = original if isinstance(original, APIRoute) else context._effective_route
-        found.append(chosen if isinstance(chosen, BaseRoute) else original)
+        route = chosen if isinstance(chosen, BaseRoute) else original
+        found.append((route, _path_of(context if chosen is original else route)))
     return found
+
+
+def _path_of(route: Any) -> str:
+    return getattr(route, "path_format", None) or getattr(route, "path", None) or "/{path}"
 
 
 def _hook_leaf(route: BaseRoute) -> None:
@@ -99,7 +140,7 @@ def _hook_leaf(route: BaseRoute) -> None:
     handle: Handle = route.handle
     methods = getattr(route, "methods", None)
     endpoint = getattr(route, "endpoint", None)
-    own = getattr(route, "path_format", None) or getattr(route, "path", None) or "/{path}"
+    own = _path_of(route)
 
     def hooked(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = scope.get(KEY)
@@ -111,7 +152,9 @@ def _hook_leaf(route: BaseRoute) -> None:
             exchange.name(template)
             return handle(scope, receive, send)  # it answers 405
         reply = exchange.enter(template, endpoint)
-        return handle(scope, receive, send) if reply is None else refuse(reply, scope, send)
+        if reply is None:
+            return handle(scope, receive, send)
+        return instead_of(reply, handle, scope, receive, send)
 
     twin = hooked
     if speed is not None:
@@ -123,7 +166,7 @@ def _hook_leaf(route: BaseRoute) -> None:
             endpoint=endpoint,
             key=KEY,
             prefix=_PREFIX,
-            refuse=refuse,
+            refuse=instead_of,
         )
     _set_handle(route, twin)
 
@@ -173,7 +216,7 @@ def _own_template(route: Any, scope: Scope) -> str:
     context = scope.get("fastapi", {}).get("effective_route_context")
     if context is None or getattr(context, "original_route", None) is not route:
         context = route
-    return getattr(context, "path_format", None) or getattr(context, "path", None) or "/{path}"
+    return _path_of(context)
 
 
 def _set_handle(route: Any, handle: Handle) -> None:

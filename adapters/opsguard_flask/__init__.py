@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, got_request_exception, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from opsguard import Exchange, InstallError, OpsGuard
+from opsguard.context import current
+from opsguard.exceptions import Refused
+from opsguard.exchange import settled
+from opsguard.guard import Runtime
+from opsguard.inspection import Served, announce
+from opsguard_flask.commands import commands
 from opsguard_flask.templates import template
 from opsguard_wsgi import KEY, PROTOCOL, ROOT, serve
 
 __all__ = ["init_app", "install"]
+
+if TYPE_CHECKING:
+    from opsguard.keys import Identity
+
+_IDENTITY = "opsguard_identity"
+_REQUEST = "werkzeug.request"
+"""The environ's key under which Werkzeug leaves its request: no look through the proxy."""
 
 
 def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
@@ -21,6 +35,10 @@ def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
     Without `ops` one is made from the mapping ``app.config["OPSGUARD"]``. It is kept in
     ``app.extensions["opsguard"]``. Installing the same one twice does nothing; another one raises
     InstallError. Raises SettingsError for wrong settings.
+
+    Views find whose API key a request came with in ``g.opsguard_identity``: None without one. How
+    many routes are limited is logged at the first request, when they are known; ``flask opsguard
+    limits`` tells it at any time.
     """
     installed: OpsGuard | None = app.extensions.get("opsguard")
     if installed is not None and ops in (installed, None):
@@ -28,10 +46,16 @@ def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
     if installed is not None:
         raise InstallError("this Flask app is guarded by another OpsGuard already")
     guard = ops if ops is not None else OpsGuard(**app.config.get("OPSGUARD", {}))
-    port = guard.runtime(app.name if app.name != "__main__" else None).port(PROTOCOL)
+    runtime = guard.runtime(app.name if app.name != "__main__" else None)
+    port = runtime.port(PROTOCOL)
+    runtime.sources.append(partial(_served, app))
     app.extensions["opsguard"] = guard
-    app.wsgi_app = serve(app.wsgi_app, port, answers=False)  # type: ignore[method-assign, assignment]
-    app.before_request_funcs.setdefault(None, []).insert(0, _route_hook(app))
+    _announcing(app, runtime, serve(app.wsgi_app, port, answers=False))
+    _hook_routes(app)
+    _offer_identity(app)
+    if Refused not in app.error_handler_spec[None][None]:
+        app.register_error_handler(Refused, _refused)
+    app.cli.add_command(commands(guard))
     got_request_exception.connect(_note_exception, app)
     return guard
 
@@ -40,27 +64,77 @@ init_app = install
 """The same by the name that Flask extensions use."""
 
 
-def _route_hook(app: Flask) -> Callable[[], Response | None]:
-    """First of the functions before the request, so before the app's own."""
-    views = app.view_functions
-    the_request: Any = request
+def _announcing(app: Flask, runtime: Runtime, guarded: Callable[..., Any]) -> None:
+    """Put `guarded` in the app's place. At the first request the routes are known, as far as Flask
+    can tell, and the edge has to know which of them are public.
+    """
+    known = False
 
-    def enter() -> Response | None:
-        asked = the_request._get_current_object()  # once: each look through the proxy costs
-        exchange: Exchange | None = asked.environ.get(KEY)
-        if exchange is None:
-            return None
+    def first(environ: Any, start_response: Any) -> Any:
+        nonlocal known
+        if not known:
+            known = True
+            announce(runtime, _served(app))
+            if vars(app).get("wsgi_app") is first:  # else somebody's middleware holds on to it
+                app.wsgi_app = guarded  # type: ignore[method-assign]
+        return guarded(environ, start_response)
+
+    app.wsgi_app = first  # type: ignore[method-assign]
+
+
+def _hook_routes(app: Flask) -> None:
+    """Before all functions before the request, the app's own and those of blueprints.
+
+    Not as one of them: for each of these Flask asks anew, through five functions of `inspect`,
+    whether it is a coroutine.
+    """
+    views = app.view_functions
+    preprocess: Callable[..., Any] = app.preprocess_request
+
+    def enter(*context: Any) -> Any:
+        exchange = current.get()
+        if exchange is None or exchange.endpoint is not None:
+            return preprocess(*context)
+        environ = exchange.source
+        asked = environ.get(_REQUEST) or request
         rule = asked.url_rule
         if rule is None:
             _name_refused(exchange)
-            return None
-        mounts = asked.environ["SCRIPT_NAME"].removeprefix(asked.environ[ROOT])
-        reply = exchange.enter(mounts + template(rule.rule), views.get(rule.endpoint))
+            return preprocess(*context)
+        mounts = environ["SCRIPT_NAME"].removeprefix(environ[ROOT])
+        reply = settled(exchange.enter(mounts + template(rule.rule), views.get(rule.endpoint)))
         if reply is None:
-            return None
+            return preprocess(*context)
         return Response(reply.body, reply.status, list(reply.headers))
 
-    return enter
+    app.preprocess_request = enter  # type: ignore[method-assign]
+
+
+def _served(app: Flask) -> Iterator[Served]:
+    """The rules of the app. HEAD goes with GET, and OPTIONS is answered by Flask."""
+    for rule in app.url_map.iter_rules():
+        view = app.view_functions.get(rule.endpoint)
+        for method in sorted((rule.methods or {"*"}) - {"HEAD", "OPTIONS"}):
+            yield Served(template(rule.rule), method, view)
+
+
+def _offer_identity(app: Flask) -> None:
+    """Give `g` a property, so that only who asks for it pays."""
+    base = app.app_ctx_globals_class
+    if not hasattr(base, _IDENTITY):
+        offering: Any = type(base.__name__, (base,), {_IDENTITY: property(_identity)})
+        app.app_ctx_globals_class = offering
+
+
+def _identity(_: object) -> Identity | None:
+    exchange = current.get()
+    return None if exchange is None else exchange.identity
+
+
+def _refused(refusal: Refused) -> Response:
+    """A handler's wrapper refused, because it was not called by its route."""
+    reply = refusal.response
+    return Response(reply.body, reply.status, list(reply.headers))
 
 
 def _name_refused(exchange: Exchange) -> None:

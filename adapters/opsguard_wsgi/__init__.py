@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from opsguard import OpsGuard
+from opsguard.inspection import announce
 from opsguard_wsgi.edge import serve
 from opsguard_wsgi.types import KEY, PROTOCOL, ROOT, Environ, Label, StartResponse, WSGIApp
 
@@ -20,10 +21,20 @@ class Guarded:
     def __init__(self, app: WSGIApp, ops: OpsGuard, endpoint: Label | None) -> None:
         self.app = app
         self.ops = ops
-        self._serve = serve(app, ops.runtime().port(PROTOCOL), endpoint=endpoint)
+        runtime = ops.runtime()
+        self._guarded = serve(app, runtime.port(PROTOCOL), endpoint=endpoint)
+        self._serve: WSGIApp = self._first
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Any:
         return self._serve(environ, start_response)
+
+    def _first(self, environ: Environ, start_response: StartResponse) -> Any:
+        """The server has started: say what is limited, unless a framework's adapter does."""
+        self._serve = self._guarded
+        runtime = self.ops.runtime()
+        if not runtime.sources:
+            announce(runtime, None)
+        return self._guarded(environ, start_response)
 
     def __getattr__(self, name: str) -> Any:
         if name == "app":  # not set yet: while being copied or unpickled

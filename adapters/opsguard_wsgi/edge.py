@@ -10,18 +10,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
+from opsguard.accelerator import speed
 from opsguard.context import current
+from opsguard.exceptions import Refused
 from opsguard.exchange import Exchange
 from opsguard.http import Response
 from opsguard.plan import Port
 from opsguard_wsgi.types import (
     KEY,
+    ROOT,
     Environ,
     Label,
     Pair,
     StartResponse,
     WSGIApp,
     open_exchange,
+    text,
 )
 
 __all__ = ["send_response", "serve", "status_line"]
@@ -46,27 +50,64 @@ def serve(
         try:
             if endpoint is not None:
                 exchange.enter_by(endpoint, environ)
-            if exchange.work is not None:
-                exchange.reply = exchange.work(exchange)
-            if exchange.reply is not None:
-                return _whole(exchange, send_response(exchange.reply, start), start)
+            if exchange.work is not None or exchange.reply is not None:
+                instead = refuse(exchange, environ, start)
+                if instead is not None:
+                    return _whole(exchange, instead, start)
             if exchange.uploads and not exchange.received:
-                environ["wsgi.input"] = CountedInput(environ["wsgi.input"], exchange)
+                _count_input(environ, exchange)
             return _body(exchange, app(environ, start), environ, start)
         except BaseException as error:
-            if answers and isinstance(error, Exception) and not start.asked:
-                return _streamed(exchange, _answer(exchange, error, start), start)
-            exchange.fail(error)
-            exchange.close()
-            current.set(None)
-            raise
+            body = failed(exchange, error, start)
+            if body is None:
+                raise
+            return body
 
-    return guarded
+    def refuse(exchange: Exchange, environ: Environ, start: Start) -> list[bytes] | None:
+        """The answer that is sent instead of the app's; None if the app is to answer after all."""
+        reply = exchange.told(endpoint, environ)
+        return None if reply is None else send_response(reply, start)
+
+    def failed(exchange: Exchange, error: BaseException, start: Start) -> Iterable[bytes] | None:
+        """The app raised: an answer of ours, or None if the exception is to go on."""
+        if isinstance(error, Refused) and not start.asked:  # by a handler's wrapper
+            return _whole(exchange, send_response(error.response, start, again=error), start)
+        if answers and isinstance(error, Exception) and not start.asked:
+            return _streamed(exchange, _answer(exchange, error, start), start)
+        exchange.fail(error)
+        exchange.close()
+        current.set(None)
+        return None
+
+    if port.door is None:
+        return guarded
+    twin: WSGIApp = speed.Gate(
+        app=app,
+        port=port,
+        guarded=guarded,
+        key=KEY,
+        root=ROOT,
+        endpoint=endpoint,
+        text=text,
+        counted=_count_input,
+        refuse=refuse,
+        other=_body,
+        failed=failed,
+        answer=_answer,
+    )
+    return twin
 
 
-def send_response(response: Response, start_response: StartResponse) -> list[bytes]:
-    """Start an answer of ours; returns its body."""
-    start_response(status_line(response.status), list(response.headers))
+def _count_input(environ: Environ, exchange: Exchange) -> None:
+    environ["wsgi.input"] = CountedInput(environ["wsgi.input"], exchange)
+
+
+def send_response(
+    response: Response, start_response: StartResponse, again: BaseException | None = None
+) -> list[bytes]:
+    """Start an answer of ours, in place of one that `again` came after; returns its body."""
+    failure: Any = () if again is None else ((type(again), again, again.__traceback__),)
+    start_response(status_line(response.status), list(response.headers), *failure)
     return [response.body]
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "StartResponse",
     "WSGIApp",
     "open_exchange",
+    "text",
 ]
 
 Body = Iterable[bytes]
@@ -65,19 +66,14 @@ PROTOCOL: Protocol[str] = Protocol(
 
 def open_exchange(port: Port[str], environ: Environ) -> Exchange:
     """Open the exchange of a request and leave it in the environ."""
-    headers: dict[str, str] | None = None
-    for key, name in port.wanted.items():
-        value = environ.get(key)
-        if value:
-            headers = {name: value} if headers is None else {**headers, name: value}
-    routed = _text(environ.get("PATH_INFO") or "")
+    routed = text(environ.get("PATH_INFO") or "")
     root = environ.get("SCRIPT_NAME") or ""
     exchange: Exchange = port.open(
         environ["REQUEST_METHOD"],
-        _text(root) + routed if root else routed,
+        text(root) + routed if root else routed,
         routed,
         environ.get("REMOTE_ADDR") or None,
-        headers,
+        port.gather(environ),
         environ,
     )
     environ[KEY] = exchange
@@ -85,6 +81,6 @@ def open_exchange(port: Port[str], environ: Environ) -> Exchange:
     return exchange
 
 
-def _text(path: str) -> str:
+def text(path: str) -> str:
     """A path of the environ, bytes in latin-1's clothes (PEP 3333), as the text it stands for."""
     return path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace")

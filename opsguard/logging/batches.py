@@ -9,6 +9,7 @@ What may be lost is what may be lost of finished lines too: the sink buffers tho
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AccessLog"]
 
-BATCH = 12
-"""Lines of usual length that fill one write of the sink."""
+BATCH = 96
+"""Lines made at once: some 32 KiB, half of what a pipe holds."""
 _STATUSES = 1000
 """Statuses that are remembered; an app may make up others."""
 
@@ -82,7 +83,7 @@ class AccessLog:
         logger = self._logger
         listened = bool(logger.handlers or logger.filters or logger.level)
         fast = None if speed is None or listened else speed.take_lines
-        second, moment = -1.0, ""
+        second, moment = -math.inf, ""
         lines: list[str] = []
         urgent = False
         while True:

@@ -1,8 +1,15 @@
 """Where finished lines go: standard output or a file, never at the caller's expense.
 
 A caller appends to a list. The bytes leave in batches of whole lines of at most `PIPE_BUF`, which
-POSIX makes atomic on a pipe, so that workers which share one never mix their lines. A batch leaves
-when it is full, when a line is urgent, or at the latest after 100 ms by one daemon thread.
+POSIX makes atomic on a pipe, so that workers which share one never mix their lines. A line leaves
+at once, or, where a daemon thread looks after them, in a batch: when that is full, when a line is
+urgent, or at the latest after 100 ms.
+
+The thread is started by the first need for it: a feeder whose lines wait, or a target that takes
+nothing. Not earlier, because a second thread makes every lock of the process dearer: glibc leaves
+out the atomic part of a mutex while there is one thread, and SQLite for one takes dozens of them a
+query. Between the start and the stop of a server's event loop a timer of the loop looks after the
+feeders instead, and under gunicorn's sync worker the worker itself, when it goes to sleep.
 
 Nothing here waits for the target on a request's time. What cannot be written stays in a buffer of
 1 MiB; beyond that the newest lines are dropped and counted, because the oldest say how it began.
@@ -20,9 +27,13 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from opsguard.logging.idle import tended_by_server
 from opsguard.logging.targets import PIPE_BUF, File, Stdout, Target
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 __all__ = ["Sink", "open_sink"]
 
@@ -32,6 +43,8 @@ LIMIT: Final = 1 << 20
 """Characters kept while the target takes nothing."""
 TICK: Final = 0.1
 """Seconds a line may wait."""
+_RETRY: Final = 0.01
+"""Seconds until a pipe that was full is tried again: a reader empties its 64 KiB in less."""
 _IDLE_TICKS: Final = 10
 _LOCKED_ROUNDS: Final = 64
 
@@ -98,6 +111,9 @@ class Sink:
         self._holder = 0
         self._again = False
         self._feeders: tuple[Feeder, ...] = ()
+        self._loop: AbstractEventLoop | None = None
+        self._wanted = False  # the thread is, by a feeder
+        self._tended = False  # the server looks after the feeders when it is idle
 
     # The request's side ---------------------------------------------------------------------------
 
@@ -125,11 +141,18 @@ class Sink:
 
     def nudge(self) -> None:
         """A feeder has its first line: see that somebody looks after it within 100 ms."""
-        if self._mark == 0:
-            if self._eager:
-                self.draw()
-            else:
-                self._push(False)
+        if self._mark != 0 or self._tended:
+            return
+        if self._eager:
+            self.draw()
+        elif self._loop is not None and _running_loop() is self._loop:
+            self._loop.call_later(TICK, self._tick)
+        elif tended_by_server(self._tick, every=TICK, clock=self._clock):
+            self._tended = True
+            self._push(True)
+        else:
+            self._wanted = True
+            self._push(True)
 
     def draw(self) -> None:
         """Take in what the feeders hold. Call it before a line that is younger than theirs."""
@@ -150,14 +173,19 @@ class Sink:
             lost = 0
             try:
                 self._holder = threading.get_ident()
-                whole = whole or self._again or self._eager
-                self._again = False
                 if self._mark == 0:
+                    self._set_up()
+                if self._wanted:
                     self._watch()
-                if self._eager:  # there are no ticks
+                alone = self._watcher is None or self._parked
+                whole = whole or self._again or alone
+                self._again = False
+                if alone:  # there are no ticks
                     self._target.stale = True
                 if whole or not self._blocked:
                     self._drain(whole)
+                if alone and self._blocked:
+                    self._watch()
                 if self._size > LIMIT:
                     lost = self._trim()
             except Exception:  # a stream object's own: the lines stay, the next tick tries again
@@ -234,14 +262,17 @@ class Sink:
         else:
             self._mark = LIMIT if self._blocked else BATCH
 
-    def _watch(self) -> None:
-        """See that a thread looks after the lines that do not fill a batch."""
+    def _set_up(self) -> None:
         if not self._hooked:
             self._hooked = True
             _at_exit_and_fork(self)
         if self._new_process:
             self._new_process = False
             _at_exit_of_multiprocessing(self)
+
+    def _watch(self) -> None:
+        """See that a thread looks after the lines that wait."""
+        self._wanted = False
         if self._eager:
             return
         if self._watcher is None:
@@ -314,6 +345,8 @@ class Sink:
         Servers that end by a signal run no exit handlers, so nothing may be left to them.
         """
         self._eager = True
+        self._loop = None
+        self._tended = False
         self._mark = 0
         self._target.stale = True
         self._stop_thread()
@@ -322,6 +355,10 @@ class Sink:
     def resume(self) -> None:
         """Batch again after :meth:`shutdown`, for an app that is started a second time."""
         self._eager = self._each_line
+
+    def settle_in(self) -> None:
+        """A server says, in its event loop, that it starts: the loop runs until `shutdown`."""
+        self._loop = _running_loop()
 
     def close(self) -> None:
         """Write all lines and release thread and descriptors. A later `write` opens them anew."""
@@ -380,6 +417,8 @@ class Sink:
         self._parked = self._blocked = self._gone = False
         self._eager = self._each_line
         self._mark = 0
+        self._loop = None
+        self._tended = False
         self._new_process = True
 
 
@@ -397,6 +436,13 @@ def open_sink(settings: SinkSettings, *, dropped: Callable[[int], None] | None =
     return Sink(settings.file, durability=settings.durability, dropped=dropped)
 
 
+def _running_loop() -> AbstractEventLoop | None:
+    """The event loop this code runs in. asyncio is not imported for the question."""
+    asyncio = sys.modules.get("asyncio")
+    loop: AbstractEventLoop | None = None if asyncio is None else asyncio._get_running_loop()
+    return loop
+
+
 def _encode(lines: str) -> bytes:
     return lines.encode("utf-8", "backslashreplace")
 
@@ -407,10 +453,10 @@ def _look_after(ref: weakref.ref[Sink], alarm: SimpleQueue[bool]) -> None:
     Holds the sink only for the time of a tick, so that it can be collected. In `alarm` True wakes
     the thread and False ends it.
     """
-    idle = 0
+    idle, wait = 0, TICK
     while True:
         try:
-            if not alarm.get(timeout=TICK if idle < _IDLE_TICKS else None):
+            if not alarm.get(timeout=wait if idle < _IDLE_TICKS else None):
                 return
             idle = 0
         except Empty:
@@ -418,6 +464,7 @@ def _look_after(ref: weakref.ref[Sink], alarm: SimpleQueue[bool]) -> None:
             if sink is None:
                 return
             idle = 0 if sink._tick() else idle + 1
+            wait = _RETRY if sink._blocked and not sink._gone else TICK
             if idle >= _IDLE_TICKS and not sink._park():
                 idle = 0
             del sink

@@ -40,7 +40,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from opsguard.accelerator import speed
 from opsguard.metrics.place import is_held
 
 __all__ = [
@@ -87,7 +89,18 @@ def gil_enabled() -> bool:
     return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-class Store:
+if TYPE_CHECKING or speed is None:
+
+    class Shelf:
+        """Where `cells` is; the accelerator has a type of this name."""
+
+        cells: memoryview[float]
+
+else:
+    Shelf = speed.Shelf
+
+
+class Store(Shelf):
     """The numbers of one process.
 
     `cells` is a memoryview of doubles over the whole mapping; an index that `allocate` gave stays

@@ -199,7 +199,7 @@ def test_a_hostile_id_is_replaced(adapter: str, hostile: str, tmp_path: Path) ->
         answer = guarded.send(Request("/ids", headers=headers, strict=False))
         (made,) = answer.header("x-request-id")
         assert FRESH.fullmatch(made)
-        assert answer.header("x-correlation-id") == [made]
+        assert answer.header("x-correlation-id") == []
         assert answer.body.decode() == f"{made} {made}"
         ids.append(made)
     assert len(set(ids)) == 3
@@ -250,7 +250,9 @@ def test_the_two_ids_stand_for_each_other(
     given = (("X-Request-ID", request_id), ("X-Correlation-ID", correlation_id))
     headers = tuple([(name, value) for name, value in given if value is not None])
     answer = guarded.send(Request("/ids", headers=headers))
-    (one,), (other,) = answer.header("x-request-id"), answer.header("x-correlation-id")
+    (one,) = answer.header("x-request-id")
+    (other,) = answer.header("x-correlation-id") or [one]
+    assert bool(answer.header("x-correlation-id")) == (correlation_id == expected[1])
     if expected == ("fresh", "fresh"):
         assert FRESH.fullmatch(one)
         assert other == one
@@ -276,11 +278,24 @@ def test_the_two_ids_stand_for_each_other(
         ("/moved", "GET"),
     ],
 )
-def test_both_ids_are_on_every_answer(adapter: str, path: str, method: str, tmp_path: Path) -> None:
+def test_the_ids_that_were_sent_are_on_every_answer(
+    adapter: str, path: str, method: str, tmp_path: Path
+) -> None:
     headers = (("X-Request-ID", "r"), ("X-Correlation-ID", "c"))
     answer = guard(adapter, tmp_path).send(Request(path, method, headers))
     assert answer.header("x-request-id") == ["r"]
     assert answer.header("x-correlation-id") == ["c"]
+
+
+@EVERYWHERE
+def test_the_correlation_id_is_answered_where_it_was_sent_or_always(
+    adapter: str, tmp_path: Path
+) -> None:
+    sparing = guard(adapter, tmp_path)
+    assert sparing.send(Request("/plain")).header("x-correlation-id") == []
+    always = guard(adapter, tmp_path, ids={"answer_correlation": "always"})
+    answer = always.send(Request("/plain"))
+    assert answer.header("x-correlation-id") == answer.header("x-request-id")
 
 
 # --- the client's address

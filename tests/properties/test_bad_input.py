@@ -76,12 +76,9 @@ def test_any_request_is_answered_recorded_once_and_harmless(adapter: str, tmp_pa
         assert answer.error is None
         assert answer.status is not None
         assert answer.status < 500
-        (request_id,), (correlation_id,) = (
-            answer.header("x-request-id"),
-            answer.header("x-correlation-id"),
-        )
-        assert SOUND.fullmatch(request_id)
-        assert SOUND.fullmatch(correlation_id)
+        (request_id,) = answer.header("x-request-id")
+        for one in (request_id, *answer.header("x-correlation-id")):
+            assert SOUND.fullmatch(one)
         lines = guarded.lines()
         assert len(lines) == served
         line = lines[-1]

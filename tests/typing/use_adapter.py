@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 from opsguard import Exchange, OpsGuard, Response
+from opsguard.http import Pending
 from opsguard.plan import Port, Protocol
 from opsguard_asgi import PROTOCOL as ASGI
 from opsguard_wsgi import PROTOCOL as WSGI
@@ -29,7 +30,7 @@ assert_type(runtime.port(WSGI), Port[str])
 
 def serve(event: dict[str, Any]) -> list[tuple[str, str]]:
     exchange = port.open("GET", "/", "/", None, None, event)
-    assert_type(exchange.enter("/", serve), Response | None)
+    assert_type(exchange.enter("/", serve), Response | Pending | None)
     exchange.fail(ValueError())
     answer = assert_type(exchange.plan.failure(exchange, ValueError()), Response)
     headers = port.head(exchange, answer.status, answer.headers)

@@ -1,0 +1,340 @@
+"""Who sends a request, whether they may, and how often: keys and limits at the two hook points.
+
+At the edge: whose credential it is, then the limits by path. At the route: what the handler's marks
+ask for, then its limits, or the tier's, or the default. Both are written once, as flows that yield
+what takes a look outside of this process; where nothing does, they end at once.
+
+A fault of the limiter lets a request pass and is counted. A fault of the keys never does: where a
+key may be needed it is answered 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import partial
+from typing import Any, Protocol, cast
+
+from opsguard.exchange import Exchange, asettled, settled
+from opsguard.http import Pending, Response
+from opsguard.keys import Identity, KeyGuard
+from opsguard.limiter import Decision, Limiter, tighter
+from opsguard.marks import Marks, marks_of
+
+__all__ = ["Admission"]
+
+_MOST_HANDLERS = 16_384
+_OUTCOMES = {429: "too_many_failures", 503: "store_error"}
+Flow = Generator["Look", Any, Response | None]
+
+
+class Look(Protocol):
+    """Something that takes a look outside: blocking, or awaited."""
+
+    def run(self) -> Any: ...
+
+    async def arun(self) -> Any: ...
+
+
+class Admission:
+    """Keys (or None) and limits (or None) of one plan. Immutable but for what it remembers; for all
+    threads.
+
+    `report` hears of faults of ours, which never raise here.
+    """
+
+    def __init__(
+        self,
+        guard: KeyGuard | None,
+        limiter: Limiter | None,
+        report: Callable[[str, BaseException | None], None],
+        count: Callable[[str, str], Callable[[], None]],
+        *,
+        marked: bool = True,
+    ) -> None:
+        self.guard = guard
+        self.limiter = limiter
+        self.marked = marked
+        """Handlers may be marked; else the route has less to ask."""
+        self._report = report
+        self._count = count
+        self._counts: dict[tuple[str, str], Callable[[], None]] = {}
+        self._blocking = limiter is not None and limiter.store.blocking
+        self._paths = limiter is not None and bool(limiter.paths)
+        routes = limiter is not None and (marked or limiter.options.default is not None)
+        # A stage with nothing to decide is no step at all.
+        self.at_edge = self.edge if guard is not None or self._paths else None
+        self.at_route = self.route if guard is not None or routes else None
+        # The marks of a handler, by it and the method: looked for once.
+        self._marks: dict[tuple[object, str], Marks] = {}
+        self._returning: set[asyncio.Task[None]] = set()
+
+    def covers(self, *, limits: bool, keys: bool) -> bool:
+        """Whether handlers' marks for limits, and for keys, are enforced here."""
+        return (
+            self.marked
+            and (self.limiter is not None or not limits)
+            and (self.guard is not None or not keys)
+        )
+
+    def edge(self, exchange: Exchange) -> Response | Pending | None:
+        """The step at the edge."""
+        try:
+            guard, credentials = self.guard, exchange.credentials
+            if guard is not None and (credentials is not None or guard.requires):
+                key, authorization = credentials or ("", "")
+                found = guard.judge(cast("Any", exchange), key, authorization)
+                if found is not None and not isinstance(found, Identity | Response):
+                    return self._begun(exchange, self._at_edge(exchange, found))
+                self._checked(found, credentials is not None)
+                if isinstance(found, Response):
+                    return found
+                exchange.identity = found
+            if not self._paths:
+                return None
+            if self._blocking:
+                return self._begun(exchange, self._by_path(exchange))
+            return self._charged(exchange, cast("Limiter", self.limiter).edge(exchange))
+        except Exception as fault:
+            return self._shut(exchange, fault)
+
+    def route(self, exchange: Exchange) -> Response | Pending | None:
+        """The step at the route."""
+        try:
+            marks = self._marks_of(exchange.marked, exchange.method)
+            if self._blocking:
+                return self._begun(exchange, self._at_route(exchange, marks))
+            refused = self._may_not(exchange, marks)
+            limiter, before = self.limiter, exchange.charged
+            if refused is None and limiter is not None:
+                refused = self._charged(exchange, limiter.route(exchange, marks))
+            if refused is not None and limiter is not None:
+                for decision in _uncharged(exchange, before):
+                    limiter.give_back(decision)
+            return refused
+        except Exception as fault:
+            return self._shut(exchange, fault)
+
+    def spared(self, exchange: Exchange) -> Response | None:
+        """The edge of an endpoint of ours, in a thread that may block: it needs no key, and only a
+        policy that names its very path limits it.
+        """
+        if self.limiter is None:
+            return None
+        try:
+            return self._charged(exchange, self.limiter.edge(exchange, spared=True))
+        except Exception as fault:
+            self._report("limiter", fault)
+            return None
+
+    def enforce(self, exchange: Exchange, handler: object) -> Response | None:
+        """The route's step for a handler that was called without its hook. Blocks."""
+        return settled(self._late(exchange, handler))
+
+    async def aenforce(self, exchange: Exchange, handler: object) -> Response | None:
+        return await asettled(self._late(exchange, handler))
+
+    def release(self, exchange: Exchange) -> None:
+        """The request has ended: return what it held. Never waits in an event loop."""
+        held, exchange.held = exchange.held, None
+        if not held or self.limiter is None:
+            return
+        loop = _running_loop() if self._blocking else None
+        for decision in held:
+            if loop is None:
+                self.limiter.release(decision)
+                continue
+            task = loop.create_task(self.limiter.arelease(decision))
+            self._returning.add(task)  # a loop holds its tasks weakly
+            task.add_done_callback(self._returning.discard)
+
+    # -- the flows ------------------------------------------------------------------------
+
+    def _at_edge(self, exchange: Exchange, lookup: Look) -> Flow:
+        """Whose credential it is, which only the key store knows; then the limits by path."""
+        found: Identity | Response | None = yield lookup
+        self._checked(found, True)
+        if isinstance(found, Response):
+            return found
+        exchange.identity = found
+        if not self._paths:
+            return None
+        if not self._blocking:
+            return self._charged(exchange, cast("Limiter", self.limiter).edge(exchange))
+        return (yield from self._by_path(exchange))
+
+    def _by_path(self, exchange: Exchange) -> Flow:
+        limiter = cast("Limiter", self.limiter)
+        stage = limiter.edge_stage(exchange)
+        if stage is None:
+            return None
+        decision = yield _Call(lambda: stage.decide(exchange), lambda: stage.adecide(exchange))
+        return self._charged(exchange, decision)
+
+    def _at_route(self, exchange: Exchange, marks: Marks) -> Flow:
+        before = exchange.charged
+        refused = self._may_not(exchange, marks)
+        limiter = self.limiter
+        if refused is None and limiter is not None:
+            stage = limiter.route_stage(exchange, marks)
+            if stage is None:
+                return None
+            decision = yield _Call(lambda: stage.decide(exchange), lambda: stage.adecide(exchange))
+            refused = self._charged(exchange, decision)
+        if refused is not None and limiter is not None:
+            for one in _uncharged(exchange, before):
+                yield _Call(partial(limiter.give_back, one), partial(limiter.agive_back, one))
+        return refused
+
+    def _checked(self, found: Identity | Response | None, came: bool) -> None:
+        """Count what came of a request's key: none is `missing` where one is needed."""
+        if isinstance(found, Identity):
+            self._counted("accepted", found.tier)
+        elif isinstance(found, Response):
+            self._counted(_OUTCOMES.get(found.status, "refused") if came else "missing", "")
+        elif came:
+            self._counted("unknown", "")
+
+    def _counted(self, outcome: str, tier: str) -> None:
+        count = self._counts.get((outcome, tier))
+        if count is None:
+            count = self._counts[outcome, tier] = self._count(outcome, tier)
+        count()
+
+    def _may_not(self, exchange: Exchange, marks: Marks) -> Response | None:
+        """The answer to somebody who may not use this handler."""
+        guard = self.guard
+        if guard is None or (marks.keys is None and not guard.requires):
+            return None
+        return guard.route(cast("Any", exchange), marks)
+
+    def _charged(self, exchange: Exchange, decision: Decision | None) -> Response | None:
+        """Note what a request was charged, and what its client is told; or the refusal."""
+        if decision is None:
+            return None
+        if decision.response is not None:
+            return decision.response
+        before, said = exchange.charged, decision
+        for one in before:
+            said = tighter(one, said) or said
+        exchange.charged = (*before, decision)
+        exchange.extra = said.headers
+        taken = decision.taken
+        held = taken[0].strategy == "concurrency" if len(taken) == 3 else _holds(taken)
+        if held:
+            exchange.held = (*(exchange.held or ()), decision)
+        return None
+
+    def _late(self, exchange: Exchange, handler: object) -> Response | Pending | None:
+        try:
+            exchange.marked = handler  # decided about now: the wrappers inside need not
+            return self._begun(exchange, self._at_route(exchange, marks_of(handler)))
+        except Exception as fault:
+            return self._shut(exchange, fault)
+
+    def _begun(self, exchange: Exchange, flow: Flow) -> Response | Pending | None:
+        try:
+            look = next(flow)
+        except StopIteration as stop:
+            ended: Response | None = stop.value
+            return ended
+        return _Rest(self, exchange, flow, look)
+
+    def _shut(self, exchange: Exchange, fault: BaseException) -> Response | None:
+        """A fault of ours: nobody passes for it who needs a key. If the keys can say that somebody
+        may, it was the limiter's, and nobody is refused for that.
+        """
+        guard, ask = self.guard, cast("Any", exchange)
+        try:
+            if guard is None or (exchange.endpoint is None and exchange.identity is not None):
+                refused = None
+            elif exchange.endpoint is None:
+                refused = guard.unavailable(ask)
+            else:
+                refused = guard.route(ask, marks_of(exchange.marked, exchange.method))
+        except Exception as again:
+            self._report("keys", again)
+            return cast("KeyGuard", guard).broken(ask)
+        self._report("limiter" if refused is None else "keys", fault)
+        return refused
+
+    def _marks_of(self, handler: object, method: str) -> Marks:
+        try:
+            return self._marks[handler, method]
+        except KeyError:
+            marks = marks_of(handler, method)
+            if len(self._marks) < _MOST_HANDLERS:
+                self._marks[handler, method] = marks
+            return marks
+        except TypeError:  # it cannot be hashed
+            return marks_of(handler, method)
+
+
+class _Call:
+    """A look outside by two functions, one blocking and one awaited."""
+
+    __slots__ = ("_arun", "_run")
+
+    def __init__(self, run: Callable[[], Any], arun: Callable[[], Awaitable[Any]]) -> None:
+        self._run = run
+        self._arun = arun
+
+    def run(self) -> Any:
+        return self._run()
+
+    async def arun(self) -> Any:
+        return await self._arun()
+
+
+class _Rest:
+    """The rest of a flow, from its first look outside on; a :class:`~opsguard.http.Pending`."""
+
+    __slots__ = ("_admission", "_exchange", "_flow", "_look")
+
+    def __init__(self, admission: Admission, exchange: Exchange, flow: Flow, look: Look) -> None:
+        self._admission = admission
+        self._exchange = exchange
+        self._flow = flow
+        self._look = look
+
+    def run(self) -> Response | None:
+        look = self._look
+        try:
+            while True:
+                look = self._flow.send(look.run())
+        except StopIteration as stop:
+            found: Response | None = stop.value
+            return found
+        except Exception as fault:
+            return self._admission._shut(self._exchange, fault)
+
+    async def arun(self) -> Response | None:
+        look = self._look
+        try:
+            while True:
+                look = self._flow.send(await look.arun())
+        except StopIteration as stop:
+            found: Response | None = stop.value
+            return found
+        except Exception as fault:
+            return self._admission._shut(self._exchange, fault)
+
+
+def _uncharged(exchange: Exchange, charged: Sequence[Decision]) -> Sequence[Decision]:
+    """What to give back for a request that is refused after all, at whatever stage: it consumes
+    nothing, and its answer says what its refusal says.
+    """
+    exchange.charged, exchange.extra, exchange.held = (), None, None
+    return charged
+
+
+def _holds(taken: tuple[Any, ...]) -> bool:
+    """Whether a slot is among what was taken: rule, client and cost, one after the other."""
+    return any(rule.strategy == "concurrency" for rule in taken[::3])
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,246 @@
+"""A remote store that always answers: by itself, or while it is down by what stands in for it.
+
+A request never pays for a store that is down more than the store's time limit, and once the breaker
+is open not even that: whether the store is back is asked in the background, never by a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from opsguard.limiter.breaker import Breaker, Permit
+from opsguard.limiter.rates import Rate
+from opsguard.limiter.stores import (
+    Charge,
+    OnStoreError,
+    RemoteStore,
+    Store,
+    Strategy,
+    Verdict,
+)
+
+__all__ = ["FallbackStore"]
+
+_RETRY_AFTER: Final = 1.0
+"""Seconds that a client is told to wait while the store is down and policies deny."""
+
+
+class FallbackStore:
+    """`remote`, and while it is down `local` or one answer for all. Nothing here raises.
+
+    `report` is told of each failure of the store, as a site and an error; it counts, and logs now
+    and then. Thread-safe; fork-safe if both stores are.
+
+    What `local` took is given back to `local`. For a concurrency slot that is remembered; other
+    charges are given back at once if at all, and go where a decision would go now. So one that
+    `local` took just before the store returned, or the breaker opened, is credited to the other.
+    """
+
+    blocking = True
+
+    def __init__(
+        self,
+        remote: RemoteStore,
+        local: Store,
+        *,
+        breaker: Breaker,
+        report: Callable[[str, BaseException], None],
+    ) -> None:
+        self.strategies: frozenset[Strategy] = remote.strategies & local.strategies
+        self._remote = remote
+        self._local = local
+        self._breaker = breaker
+        self._report = report
+        self._forget: Callable[[Sequence[Charge]], None] = getattr(remote, "forget", _nothing)
+        self._probe = (_probe_for(remote.strategies),)
+        self._probing: set[asyncio.Task[Verdict | None]] = set()
+        self._elsewhere = _Slots()
+        if hasattr(os, "register_at_fork"):
+            _watch_forks(self)
+
+    @property
+    def down(self) -> bool:
+        """Whether the store is being left alone at present."""
+        return self._breaker.open
+
+    def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
+        """Decide. `on_error` says who does if the store cannot: `local` alone, or one answer."""
+        permit = self._breaker.ask()
+        if permit is Permit.ASK and (verdict := self._ask(charges)) is not None:
+            return verdict
+        if permit is Permit.PROBE:
+            self._probe_in_thread()
+        return self._stand_in(charges, on_error)
+
+    async def atake(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
+        permit = self._breaker.ask()
+        if permit is Permit.ASK and (verdict := await self._aask(charges)) is not None:
+            return verdict
+        if permit is Permit.PROBE:
+            self._probe_in_task()
+        return self._stand_in(charges, on_error)
+
+    def reserve(self, charges: Sequence[Charge]) -> Verdict | None:
+        """Decide by the remote store or not at all: None if it is down. Not for requests."""
+        return self._ask(charges) if self._breaker.ask() is not Permit.WAIT else None
+
+    async def areserve(self, charges: Sequence[Charge]) -> Verdict | None:
+        return await self._aask(charges) if self._breaker.ask() is not Permit.WAIT else None
+
+    def give_back(self, charges: Sequence[Charge]) -> None:
+        """Return charges to whoever took them. If the store is down they expire there."""
+        ours = self._give_back_here(charges)
+        if ours:
+            try:
+                self._remote.give_back(ours)
+            except Exception as error:
+                self._failed(error)
+
+    async def agive_back(self, charges: Sequence[Charge]) -> None:
+        ours = self._give_back_here(charges)
+        if ours:
+            try:
+                await self._remote.agive_back(ours)
+            except Exception as error:
+                self._failed(error)
+
+    def close(self) -> None:
+        """Close the remote store's connections."""
+        try:
+            self._remote.close()
+        except Exception as error:
+            self._report("limiter.store", error)
+
+    async def aclose(self) -> None:
+        try:
+            await self._remote.aclose()
+        except Exception as error:
+            self._report("limiter.store", error)
+
+    def _ask(self, charges: Sequence[Charge]) -> Verdict | None:
+        try:
+            verdict = self._remote.take(charges)
+        except Exception as error:
+            self._failed(error)
+            return None
+        self._breaker.succeeded()
+        return verdict
+
+    async def _aask(self, charges: Sequence[Charge]) -> Verdict | None:
+        try:
+            verdict = await self._remote.atake(charges)
+        except Exception as error:
+            self._failed(error)
+            return None
+        self._breaker.succeeded()
+        return verdict
+
+    def _failed(self, error: Exception) -> None:
+        # Anything but StoreDown is a fault of ours; the request is answered all the same.
+        self._breaker.failed()
+        self._report("limiter.store", error)
+
+    def _probe_in_thread(self) -> None:
+        probe = threading.Thread(
+            target=self._ask, args=(self._probe,), name="opsguard-probe", daemon=True
+        )
+        try:
+            probe.start()
+        except RuntimeError as error:  # the interpreter is ending, or there are too many threads
+            self._failed(error)
+
+    def _probe_in_task(self) -> None:
+        probe = asyncio.create_task(self._aask(self._probe))
+        self._probing.add(probe)  # a loop holds its tasks weakly
+        probe.add_done_callback(self._probing.discard)
+
+    def _stand_in(self, charges: Sequence[Charge], on_error: OnStoreError) -> Verdict:
+        if on_error == "deny":
+            return Verdict(False, 0, _RETRY_AFTER, _RETRY_AFTER, 0)
+        if on_error == "local":
+            try:
+                verdict = self._local.take(charges)
+            except Exception as error:
+                self._report("limiter.local", error)
+            else:
+                if verdict.allowed:
+                    self._elsewhere.hold(charges, locally=True)
+                return verdict
+        self._elsewhere.hold(charges, locally=False)
+        return Verdict(True, charges[0].rate.amount, 0.0, 0.0, 0)
+
+    def _give_back_here(self, charges: Sequence[Charge]) -> list[Charge]:
+        """Give `local` its own back; what is left is the remote store's."""
+        down = self._breaker.open
+        here, there = [], []
+        for charge in charges:
+            locally = self._elsewhere.release(charge)
+            if locally is None:
+                locally = down and charge.strategy != "concurrency"
+                if not locally:
+                    there.append(charge)
+            if locally:
+                here.append(charge)
+        if here:
+            try:
+                self._local.give_back(here)
+            except Exception as error:
+                self._report("limiter.local", error)
+        if down and there:
+            self._forget(there)
+            return []
+        return there
+
+
+class _Slots:
+    """Concurrency slots that the remote store does not know of, and whether `local` does."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[bool]] = {}
+        self._lock = threading.Lock()
+
+    def hold(self, charges: Sequence[Charge], *, locally: bool) -> None:
+        for charge in charges:
+            if charge.strategy == "concurrency":
+                with self._lock:
+                    self._held.setdefault(charge.key, []).append(locally)
+
+    def release(self, charge: Charge) -> bool | None:
+        """Whether `local` holds a slot of that bucket for us; None if the remote store does."""
+        if not self._held:
+            return None
+        with self._lock:
+            held = self._held.get(charge.key)
+            if not held:
+                return None
+            locally = held.pop()
+            if not held:
+                del self._held[charge.key]
+            return locally
+
+
+def _nothing(charges: Sequence[Charge]) -> None:
+    return None
+
+
+def _probe_for(strategies: frozenset[Strategy]) -> Charge:
+    """A charge that writes, so that a read-only or full server is not taken for a healthy one."""
+    strategy: Strategy = "fixed" if "fixed" in strategies else min(strategies)
+    return Charge("opsguard-probe", Rate(1_000_000, 1, "1000000 per 1 second"), strategy, 1)
+
+
+def _watch_forks(store: FallbackStore) -> None:
+    reference = weakref.ref(store)
+
+    def in_child() -> None:
+        alive = reference()
+        if alive is not None:
+            alive._breaker.after_fork()
+            alive._elsewhere = _Slots()
+
+    os.register_at_fork(after_in_child=in_child)

@@ -1,0 +1,320 @@
+"""Leases: a worker takes tokens from the store ahead of time and decides by itself while they last.
+
+Exactness is traded for speed: most requests do no I/O at all. The tokens are taken in the
+background, never by a request.
+
+What it costs, for K workers with leases of N: in any interval they admit at most what the strategy
+admits in it, plus the tokens that they held when it began, K·N. For the fixed window it is nothing:
+its tokens end with their window. Tokens are counted in the store when they are taken, so a worker
+that dies, or leaves some unused, makes the limit stricter until they would have come back, never
+looser. To keep that small, leases start small, grow while they are used up, and shrink when they
+are not; and a bucket with less than `workers`·N left is decided exactly, by the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Final, Protocol
+
+from opsguard.clock import Clock
+from opsguard.limiter.stores import Charge, OnStoreError, Strategy, Verdict
+
+__all__ = ["LeaseStore", "Reserving"]
+
+_FIRST: Final = 4
+"""Tokens of a bucket's first lease."""
+_WARM: Final = 2
+"""Exact decisions about a bucket before it is leased: most clients come once."""
+_IDLE: Final = 5.0
+"""Seconds without work after which the thread ends."""
+
+
+class Reserving(Protocol):
+    """What leases need of a store; :class:`opsguard.limiter.fallback.FallbackStore` has it."""
+
+    @property
+    def strategies(self) -> frozenset[Strategy]: ...
+    @property
+    def down(self) -> bool: ...
+    def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict: ...
+    async def atake(
+        self, charges: Sequence[Charge], on_error: OnStoreError = "local"
+    ) -> Verdict: ...
+    def reserve(self, charges: Sequence[Charge]) -> Verdict | None: ...
+    async def areserve(self, charges: Sequence[Charge]) -> Verdict | None: ...
+    def give_back(self, charges: Sequence[Charge]) -> None: ...
+    async def agive_back(self, charges: Sequence[Charge]) -> None: ...
+    def close(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+class _Lease:
+    """The tokens of one bucket, and what is known of the bucket itself."""
+
+    __slots__ = ("decided", "due", "remaining", "reset_at", "size", "tokens", "until")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.until = 0.0
+        """When the tokens expire."""
+        self.size = _FIRST
+        self.decided = 0
+        """Exact decisions so far, as long as they matter."""
+        self.due = True
+        """Whether more tokens may be asked for: not while somebody does."""
+        self.remaining = 0
+        self.reset_at = 0.0
+
+
+class LeaseStore:
+    """`store` with leases of up to `lease` tokens. Same verbs; nothing here raises either.
+
+    `workers` is how many share the store; it decides when a bucket is too low to be leased.
+    `clock` is monotonic. `keys` bounds the leases held; the oldest goes first. Concurrency is never
+    leased. Thread-safe; a forked child starts without tokens, which stay the parent's.
+
+    `background` runs a job off the request; by default a daemon thread, started at first use and
+    ended when idle. On an event loop it is a task of that loop.
+    """
+
+    blocking = True
+
+    def __init__(
+        self,
+        store: Reserving,
+        *,
+        lease: int,
+        workers: int,
+        clock: Clock,
+        keys: int = 10_000,
+        background: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        self.strategies = store.strategies
+        self._store = store
+        self._lease = lease
+        self._low = workers * lease
+        self._clock = clock
+        self._keys = keys
+        self._worker = _Worker()
+        self._background = background or self._submit
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leases: dict[str, _Lease] = {}
+        self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):
+            _watch_forks(self)
+
+    def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
+        """Decide: by tokens, without I/O, if there are enough, else exactly."""
+        verdict, wanting = self._spend(charges)
+        if verdict is None:
+            verdict = self._store.take(charges, on_error)
+            wanting = self._learn(charges, verdict)
+        for charge in wanting:
+            self._background(partial(self._renew, charge))
+        return verdict
+
+    async def atake(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
+        verdict, wanting = self._spend(charges)
+        if verdict is None:
+            verdict = await self._store.atake(charges, on_error)
+            wanting = self._learn(charges, verdict)
+        for charge in wanting:
+            task = asyncio.create_task(self._arenew(charge))
+            self._tasks.add(task)  # a loop holds its tasks weakly
+            task.add_done_callback(self._tasks.discard)
+        return verdict
+
+    def give_back(self, charges: Sequence[Charge]) -> None:
+        """Return charges: to the tokens while there is a lease, else to the store."""
+        if rest := self._keep(charges):
+            self._store.give_back(rest)
+
+    async def agive_back(self, charges: Sequence[Charge]) -> None:
+        if rest := self._keep(charges):
+            await self._store.agive_back(rest)
+
+    def close(self) -> None:
+        """Close the store's connections. Tokens that are left stay counted in it."""
+        self._store.close()
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    # Deciding -------------------------------------------------------------------------------------
+
+    def _spend(self, charges: Sequence[Charge]) -> tuple[Verdict | None, Sequence[Charge]]:
+        """The verdict, if tokens suffice for all charges, and whose tokens are running low."""
+        now = self._clock()
+        tightest, left, reset_at = 0, -1, 0.0
+        wanting: tuple[Charge, ...] = ()
+        leases = self._leases
+        with self._lock:
+            for index, charge in enumerate(charges):
+                lease = leases.get(charge.key)
+                if lease is None or lease.tokens < charge.cost or lease.until <= now:
+                    for spent in charges[:index]:
+                        leases[spent.key].tokens += spent.cost
+                    return None, ()
+                lease.tokens -= charge.cost
+                remaining = lease.remaining + lease.tokens
+                if left < 0 or remaining < left:
+                    tightest, left, reset_at = index, remaining, lease.reset_at
+            for charge in charges:
+                lease = leases[charge.key]
+                if lease.due and lease.tokens * 4 <= lease.size:
+                    lease.due = False
+                    wanting = (*wanting, charge)
+        reset = reset_at - now
+        return Verdict(True, left, reset if reset > 0.0 else 0.0, 0.0, tightest), wanting
+
+    def _learn(self, charges: Sequence[Charge], verdict: Verdict) -> Sequence[Charge]:
+        """Which buckets to lease, after an exact decision about them."""
+        # The verdict tells of the tightest bucket; the others have at least as much left.
+        if not verdict.allowed or verdict.remaining < self._low or self._store.down:
+            return ()
+        wanting = []
+        with self._lock:
+            for charge in charges:
+                if charge.strategy == "concurrency":
+                    continue
+                lease = self._leases.get(charge.key)
+                if lease is None:
+                    if len(self._leases) >= self._keys:
+                        del self._leases[next(iter(self._leases))]
+                    lease = self._leases[charge.key] = _Lease()
+                lease.decided += 1
+                if lease.due and lease.decided >= _WARM:
+                    lease.due = False
+                    wanting.append(charge)
+        return wanting
+
+    def _keep(self, charges: Sequence[Charge]) -> list[Charge]:
+        """Add to the tokens what fits there; the rest is the store's."""
+        now = self._clock()
+        rest = []
+        with self._lock:
+            for charge in charges:
+                lease = self._leases.get(charge.key)
+                if (
+                    lease is not None
+                    and lease.until > now
+                    and lease.tokens + charge.cost <= self._lease
+                ):
+                    lease.tokens += charge.cost
+                else:
+                    rest.append(charge)
+        return rest
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        self._worker.submit(job)
+
+    # Renewing -------------------------------------------------------------------------------------
+
+    def _renew(self, charge: Charge) -> None:
+        order, asked_at = self._order(charge), self._clock()
+        verdict = self._store.reserve(order) if order else None
+        self._renewed(charge, order, verdict, asked_at)
+
+    async def _arenew(self, charge: Charge) -> None:
+        order, asked_at = self._order(charge), self._clock()
+        verdict = None
+        try:
+            verdict = await self._store.areserve(order) if order else None
+        finally:  # a task may be cancelled, with its loop; another may try then
+            self._renewed(charge, order, verdict, asked_at)
+
+    def _order(self, charge: Charge) -> tuple[Charge, ...]:
+        """What to take so that the lease is whole."""
+        now = self._clock()
+        with self._lock:
+            lease = self._leases.get(charge.key)
+            if lease is None:
+                return ()
+            if lease.until <= now:
+                # Expired: with more than half unused it was too much.
+                if lease.tokens * 2 > lease.size:
+                    lease.size = max(1, lease.size // 2)
+                lease.tokens = 0
+            elif lease.until:
+                lease.size = min(self._lease, lease.size * 2)
+            lease.size = min(self._lease, lease.size)
+            missing = lease.size - lease.tokens
+        return (charge._replace(cost=missing),) if missing > 0 else ()
+
+    def _renewed(
+        self,
+        charge: Charge,
+        order: tuple[Charge, ...],
+        verdict: Verdict | None,
+        asked_at: float,
+    ) -> None:
+        with self._lock:
+            lease = self._leases.get(charge.key)
+            if lease is None:
+                return  # dropped meanwhile: the tokens are lost, which errs on the strict side
+            if verdict is None or not verdict.allowed or verdict.remaining < self._low:
+                lease.decided = 0
+            if verdict is not None and verdict.allowed:
+                until = asked_at + min(verdict.reset, charge.rate.period)
+                if charge.strategy == "fixed" and until > lease.until + charge.rate.period / 2:
+                    lease.tokens = 0  # those of the window before
+                lease.tokens += order[0].cost
+                lease.until = until
+                lease.remaining = verdict.remaining
+                lease.reset_at = asked_at + verdict.reset
+            lease.due = True
+
+    def _after_fork(self) -> None:
+        self._leases = {}
+        self._lock = threading.Lock()
+        self._worker = _Worker()
+
+
+class _Worker:
+    """A thread for jobs, started by the first one, ended when there has been none for a while."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._running = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have `job` done soon. Never waits, never raises."""
+        with self._lock:
+            self._jobs.put(job)
+            if self._running:
+                return
+            self._running = True
+        try:
+            threading.Thread(target=self._work, name="opsguard-leases", daemon=True).start()
+        except RuntimeError:  # the interpreter is ending, or there are too many threads
+            self._running = False
+
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=_IDLE)
+            except Empty:
+                with self._lock:
+                    if self._jobs.empty():
+                        self._running = False
+                        return
+            else:
+                job()
+
+
+def _watch_forks(store: LeaseStore) -> None:
+    reference = weakref.ref(store)
+
+    def in_child() -> None:
+        alive = reference()
+        if alive is not None:
+            alive._after_fork()
+
+    os.register_at_fork(after_in_child=in_child)
