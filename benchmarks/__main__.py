@@ -98,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     if arguments.list:
         for program in PROGRAMS.values():
-            print(f"{program.name:11} {program.title} ({', '.join(program.cases)})")
+            print(f"{program.name:12} {program.title} ({', '.join(program.cases)})")
         return 0
     answers = []
     if not arguments.page:

@@ -78,6 +78,16 @@ def bootstrap(
     return Interval(statistic(samples), low, high)
 
 
+def percentile(values: Sequence[float], part: float) -> float:
+    """The value that ``part`` (0 to 1) of them do not exceed.
+
+    :raises ValueError: for no values.
+    """
+    if not values:
+        raise ValueError("no values: take some")
+    return float(sorted(values)[round(part * (len(values) - 1))])
+
+
 def judge(interval: Interval, limit: float) -> Verdict:
     """Pass only if the whole interval is within the limit, fail only if all of it is above."""
     if interval.high <= limit:

@@ -27,6 +27,10 @@ PACKAGES = (
     "django-prometheus",
     "asgi-correlation-id",
     "python-json-logger",
+    "limits",
+    "slowapi",
+    "flask-limiter",
+    "redis",
 )
 
 

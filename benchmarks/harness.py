@@ -159,13 +159,21 @@ def assess(rounds: Sequence[Round], claims: Sequence[Claim], controls: Controls 
 
 def in_turn(bare: Arm, arms: Sequence[Arm], requests: int) -> Iterator[Round]:
     """Rounds without end from arms that stay as they are."""
-    for arm in (bare, *arms):
+    return in_teams([(bare, arm) for arm in arms], requests)
+
+
+def in_teams(teams: Sequence[tuple[Arm, Arm]], requests: int) -> Iterator[Round]:
+    """`in_turn` where each arm has an arm of its own that it is compared with, named first."""
+    for arm in {arm.name: arm for team in teams for arm in team}.values():
         arm.block(requests)
     gc.collect()
     gc.freeze()
     turned = False
     while True:
-        yield one_round(bare, arms, requests, turned=turned)
+        found: dict[str, Pair] = {}
+        for bare, arm in teams:
+            found |= one_round(bare, [arm], requests, turned=turned)
+        yield found
         turned = not turned
 
 

@@ -7,17 +7,22 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks import cores
 from benchmarks.apps import Served, make_all
 from benchmarks.drivers import direct, protocol
+from benchmarks.drivers.request import HEADERS, Headers
 from benchmarks.estimates import Controls, added_us
-from benchmarks.harness import Claim, InProcess, Plan, in_turn, requests_per_block, run
+from benchmarks.guarding import KEYED_VARIANTS, LIMITED, VARIANTS
+from benchmarks.harness import Claim, InProcess, Plan, in_teams, requests_per_block, run
 from benchmarks.program import Record, finished
 
-Driver = Callable[[Served, str, AbstractEventLoop], Callable[[int], None]]
+Driver = Callable[[Served, str, AbstractEventLoop, Headers], Callable[[int], None]]
 
 
-def _direct(served: Served, path: str, loop: AbstractEventLoop) -> Callable[[int], None]:
-    return direct.serve(served, (path,), loop)
+def _direct(
+    served: Served, path: str, loop: AbstractEventLoop, headers: Headers
+) -> Callable[[int], None]:
+    return direct.serve(served, (path,), loop, headers)
 
 
 DRIVERS: Mapping[str, Driver] = {"direct": _direct, "protocol": protocol.serve}
@@ -43,42 +48,62 @@ def compare(
     claims: Sequence[Claim],
     controls: Controls,
     plan: Plan,
+    *,
+    beside: Mapping[str, str] = {},
+    headers: Headers = HEADERS,
 ) -> Record:
-    """Measure ``subjects`` (variants of `make_all`) against the bare app and the controls."""
-    names = ("bare", *subjects, controls.twin, controls.planted)
+    """Measure ``subjects`` (variants of `make_all`) and the controls, each against the variant that
+    ``beside`` names for it, else against the bare app. All get the same request.
+    """
+    cores.measure_here()
+    rest = (*subjects, controls.twin, controls.planted)
+    names = tuple(dict.fromkeys(("bare", *beside.values(), *rest)))
     served = make_all(framework, names)
     loop = direct.new_loop()
-    complaints = different_answers(served, path, loop)
-    counted = {name: Counted(DRIVERS[driver](served[name], path, loop)) for name in names}
+    complaints = different_answers(served, path, loop, headers)
+    counted = {name: Counted(DRIVERS[driver](served[name], path, loop, headers)) for name in names}
     arms = {name: InProcess(name, counted[name], served[name].drain) for name in names}
-    rest = [arms[name] for name in names if name != "bare"]
+    teams = [(arms[beside.get(name, "bare")], arms[name]) for name in rest]
     every = [Claim(f"{name} added µs", added_us(name)) for name in subjects]
     requests = requests_per_block(arms["bare"])
-    rounds = in_turn(arms["bare"], rest, requests)
-    outcome = run(rounds, [*claims, *every], controls, plan)
-    if "guarded" in served:
-        complaints += idle_guard(served["guarded"], path, counted["guarded"].requests, loop)
+    outcome = run(in_teams(teams, requests), [*claims, *every], controls, plan)
+    guarded = [name for name in names if name in VARIANTS]
+    for name in guarded:
+        if VARIANTS[name].get("metrics", {}).get("enabled", True):
+            complaints += idle_guard(served[name], path, counted[name].requests, loop)
     return finished(outcome.as_record(), complaints) | {
         "framework": framework,
         "path": path,
         "driver": driver,
         "requests_per_block": requests,
-        "guarded_requests": counted["guarded"].requests if "guarded" in counted else 0,
+        "guarded_requests": sum(counted[name].requests for name in guarded if _has_line(name)),
     }
 
 
+def _has_line(variant: str) -> bool:
+    """Whether this variant writes an access line for each request."""
+    return bool(VARIANTS[variant].get("logging", {}).get("access", "all") == "all")
+
+
 def different_answers(
-    served: Mapping[str, Served], path: str, loop: AbstractEventLoop
+    served: Mapping[str, Served], path: str, loop: AbstractEventLoop, sent: Headers = HEADERS
 ) -> list[str]:
-    """Variants that do not answer what the bare app answers; a guarded one that adds no id."""
-    status, _, body = direct.fetch(served["bare"], path, loop)
+    """Variants that do not answer what the bare app answers; a guarded one that adds no id, one
+    with a limit that does not tell of it, one with a key that lets a stranger in.
+    """
+    status, _, body = direct.fetch(served["bare"], path, loop, headers=sent)
     found = [] if status == 200 else [f"the bare app answers {status}"]
     for name, one in served.items():
-        got, headers, content = direct.fetch(one, path, loop)
+        got, headers, content = direct.fetch(one, path, loop, headers=sent)
         if (got, content) != (status, body):
             found.append(f"{name} answers differently from the bare app")
-        if name == "guarded" and "x-request-id" not in headers:
-            found.append("the guarded app sends no X-Request-ID")
+        if name in VARIANTS and "x-request-id" not in headers:
+            found.append(f"{name} sends no X-Request-ID")
+        limited = name == "limiter" or name in LIMITED
+        if limited and name != "key" and "x-ratelimit-remaining" not in headers:
+            found.append(f"{name} sends no X-RateLimit-Remaining: is it on?")
+        if name in KEYED_VARIANTS and direct.fetch(one, path, loop, headers=HEADERS)[0] != 401:
+            found.append(f"{name} lets somebody in without a key")
     return found
 
 

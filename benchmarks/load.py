@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.drivers.request import wire
+from benchmarks.drivers.request import HEADERS, KEYED, Headers, wire, with_encoding
 from benchmarks.served import CONTROL
 
 
@@ -52,6 +52,7 @@ class Connections:
     port: int
     keep_alive: bool
     width: int
+    headers: Headers = HEADERS
     _open: list[socket.socket] = field(default_factory=list)
 
     def _take(self) -> socket.socket:
@@ -69,8 +70,9 @@ class Connections:
 
     def fetch(self, path: str, *, encoding: str | None = None) -> bytes:
         """One whole answer. ``encoding`` replaces the request's Accept-Encoding."""
+        headers = self.headers if encoding is None else with_encoding(self.headers, encoding)
         connection = self._take()
-        connection.sendall(wire(path, encoding))
+        connection.sendall(wire(path, headers))
         answer = b""
         while not complete(answer):
             data = connection.recv(65_536)
@@ -85,7 +87,7 @@ class Connections:
     def send(self, path: str, requests: int) -> None:
         """Many requests; every answer must have the size of the first."""
         size = len(self.fetch(path))
-        request = wire(path)
+        request = wire(path, self.headers)
         waiting: deque[socket.socket] = deque()
         for _ in range(requests - 1):
             if len(waiting) == self.width:
@@ -122,13 +124,15 @@ def _reading(connections: Connections) -> dict[str, int]:
 
 
 def main() -> None:
-    known: dict[int, Connections] = {}
+    # By process too: a later server may get the port of an earlier one.
+    known: dict[tuple[int, int], Connections] = {}
     for line in sys.stdin:
         order = json.loads(line)
-        port = order["port"]
-        if port not in known:
-            known[port] = Connections(port, order["keep_alive"], order["connections"])
-        print(json.dumps(job(known[port], order["path"], order["requests"])), flush=True)
+        port, key = order["port"], (order["port"], order["process"])
+        if key not in known:
+            headers = KEYED if order["keyed"] else HEADERS
+            known[key] = Connections(port, order["keep_alive"], order["connections"], headers)
+        print(json.dumps(job(known[key], order["path"], order["requests"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import sys
 import time
 from typing import Any
 
+from benchmarks import guarding
+
 DJANGO_APPS = ("django_prometheus",)
 DJANGO_MIDDLEWARE = (
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
@@ -34,6 +36,43 @@ def glued(framework: str, app: Any) -> Any:
     if framework.startswith("django"):
         return app  # its middleware has been in the app's settings already
     raise ValueError(f"no peers for {framework}")
+
+
+def limited(framework: str) -> Any:
+    """The bare app with the rate limiter that people take, set up as its documentation says, with
+    headers on and its memory storage. Both take the fixed window where nobody says otherwise: the
+    cheapest that they have.
+    """
+    if framework == "fastapi":
+        from slowapi import Limiter as SlowApi
+        from slowapi import _rate_limit_exceeded_handler
+        from slowapi.errors import RateLimitExceeded
+        from slowapi.util import get_remote_address
+
+        from benchmarks.apps import fastapi_app
+
+        slow = SlowApi(key_func=get_remote_address, headers_enabled=True)
+        app = fastapi_app.build(slow.limit(guarding.RATE), told=True)
+        app.state.limiter = slow
+        handler: Any = _rate_limit_exceeded_handler
+        app.add_exception_handler(RateLimitExceeded, handler)
+        return app
+    if framework == "flask":
+        from flask_limiter import Limiter
+        from flask_limiter.util import get_remote_address as address
+
+        from benchmarks.apps import flask_app
+
+        site = flask_app.build()
+        Limiter(
+            address,
+            app=site,
+            default_limits=[guarding.RATE],
+            headers_enabled=True,
+            storage_uri="memory://",
+        )
+        return site
+    raise ValueError(f"no limiter for {framework}")
 
 
 def _fastapi(app: Any) -> Any:

@@ -5,16 +5,35 @@ from __future__ import annotations
 from benchmarks.program import Program
 from benchmarks.programs import (
     features,
+    flood,
     gate,
     growth,
     hello,
     imports,
     json_peers,
+    keys,
+    limits,
     primitives,
     quick,
+    stores,
 )
 
 PROGRAMS: dict[str, Program] = {
-    module.PROGRAM.name: module.PROGRAM
-    for module in (gate, quick, json_peers, hello, features, primitives, growth, imports)
+    program.name: program
+    for program in (
+        gate.PROGRAM,
+        gate.LIMITED,
+        quick.PROGRAM,
+        quick.LIMITED,
+        json_peers.PROGRAM,
+        limits.PROGRAM,
+        keys.PROGRAM,
+        stores.PROGRAM,
+        flood.PROGRAM,
+        hello.PROGRAM,
+        features.PROGRAM,
+        primitives.PROGRAM,
+        growth.PROGRAM,
+        imports.PROGRAM,
+    )
 }

@@ -37,6 +37,8 @@ def command(framework: str, port: int) -> list[str]:
             *(sys.executable, "-m", "uvicorn", "--factory", "benchmarks.served:application"),
             *("--port", str(port), "--loop", "uvloop", "--http", "httptools"),
             *("--interface", "asgi3", "--no-access-log", "--log-level", "warning"),
+            # An arm waits while the others have their turn; its connections must outlive that.
+            *("--timeout-keep-alive", "120"),
         ]
     return [
         *(sys.executable, "-m", "gunicorn", "benchmarks.served:application()"),
@@ -53,12 +55,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(framework: str, variants: Sequence[str]) -> Iterator[dict[str, Server]]:
-    """A server per variant, all up; stopped at the end."""
+def serving(framework: str, variants: Sequence[str], seed: int) -> Iterator[dict[str, Server]]:
+    """A server per variant, all up; stopped at the end. All with the same `seed` of text hashes,
+    which decides how Python's dictionaries lie in memory, and with that a per cent of the time.
+    """
     running: dict[str, Server] = {}
     try:
         for variant in variants:
-            running[variant] = _start(framework, variant)
+            running[variant] = _start(framework, variant, seed)
         for server in running.values():
             _wait(server)
         yield running
@@ -74,13 +78,18 @@ def serving(framework: str, variants: Sequence[str]) -> Iterator[dict[str, Serve
             server.drain.finish()
 
 
-def _start(framework: str, variant: str) -> Server:
+def _start(framework: str, variant: str, seed: int) -> Server:
     port, drain = free_port(), Drain()
     process = subprocess.Popen(
         command(framework, port),
         stdin=subprocess.DEVNULL,
         stdout=drain.writer,
-        env=os.environ | {"BENCHMARK_FRAMEWORK": framework, "BENCHMARK_VARIANT": variant},
+        env=os.environ
+        | {
+            "BENCHMARK_FRAMEWORK": framework,
+            "BENCHMARK_VARIANT": variant,
+            "PYTHONHASHSEED": str(seed),
+        },
     )
     drain.started()
     return Server(port, process, drain)
@@ -130,22 +139,25 @@ class Load:
 
 @dataclass(slots=True)
 class Served:
-    """A real server as an arm: CPU as its worker reports it."""
+    """A real server as an arm: CPU as its worker reports it. ``keyed``: with an API key."""
 
     name: str
     server: Server
     load: Load
     path: str
     keep_alive: bool
+    keyed: bool = False
     requests: int = 0
 
     def block(self, requests: int) -> float:
         found = self.load.run(
             {
                 "port": self.server.port,
+                "process": self.server.process.pid,
                 "path": self.path,
                 "requests": requests,
                 "keep_alive": self.keep_alive,
+                "keyed": self.keyed,
                 "connections": CONNECTIONS,
             }
         )

@@ -5,8 +5,12 @@
 ``bare``     the app as its authors would deploy it
 ``twin``     the same, built again: for the control that must read 0
 ``planted``  the bare app with a known cost: for the control that must read it
-``guarded``  with opsguard, everything on
+``guarded``  with opsguard, everything on that is on by default
+``guarded again``  the same, built again
 ``frame``, ``frame and metrics``, ``frame and line``: with a part of opsguard (not for Django)
+``limit by path``, ``limit by default``, ``limit by decorator``, ``key``, ``limits and keys``:
+             with these on top (Django: of the guarded variants one in a process)
+``limiter``  the bare app with the rate limiter that people take for this framework
 ``peers``    with the packages people glue together today (see `benchmarks.peers`)
 """
 
@@ -51,8 +55,12 @@ def make_all(framework: str, variants: Sequence[str]) -> dict[str, Served]:
 
 def _make(framework: str, protocol: Protocol, variant: str) -> Served:
     if variant in guarding.VARIANTS:
-        app, drain = guarding.guarded(framework, _build(framework, "guarded"), variant)
+        app, drain = guarding.guarded(
+            framework, lambda around: _build(framework, "guarded", around), variant
+        )
         return Served(app, protocol, drain)
+    if variant == "limiter":
+        return Served(peers.limited(framework), protocol, lambda: None)
     app = _build(framework, variant)
     if variant == "peers":
         app = peers.glued(framework, app)
@@ -61,16 +69,19 @@ def _make(framework: str, protocol: Protocol, variant: str) -> Served:
     return Served(app, protocol, lambda: None)
 
 
-def _build(framework: str, variant: str) -> Any:
-    """The framework's app. Only Django needs to know the variant: its middleware is a setting."""
+def _build(framework: str, variant: str, around: guarding.Around | None = None) -> Any:
+    """The framework's app, its JSON handler decorated with `around`.
+
+    Only Django needs to know the variant: its middleware is a setting.
+    """
     if framework == "fastapi":
         from benchmarks.apps import fastapi_app
 
-        return fastapi_app.build()
+        return fastapi_app.build(around)
     if framework == "flask":
         from benchmarks.apps import flask_app
 
-        return flask_app.build()
+        return flask_app.build(around)
     if framework == "asgi":
         from benchmarks.apps import asgi_app
 

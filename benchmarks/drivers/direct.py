@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.apps import Served
-from benchmarks.drivers.request import environ, scope
+from benchmarks.drivers.request import HEADERS, Headers, environs, scopes, with_encoding
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -25,12 +25,15 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 def serve(
-    served: Served, paths: Sequence[str], loop: asyncio.AbstractEventLoop
+    served: Served,
+    paths: Sequence[str],
+    loop: asyncio.AbstractEventLoop,
+    headers: Headers = HEADERS,
 ) -> Callable[[int], None]:
     """A function that serves a number of requests, going round the paths."""
     if served.protocol == "wsgi":
-        return _serve_wsgi(served.app, paths)
-    return _serve_asgi(served.app, paths, loop)
+        return _serve_wsgi(served.app, paths, headers)
+    return _serve_asgi(served.app, paths, loop, headers)
 
 
 def _receiver(loop: asyncio.AbstractEventLoop) -> Callable[[], Any]:
@@ -48,9 +51,9 @@ def _receiver(loop: asyncio.AbstractEventLoop) -> Callable[[], Any]:
 
 
 def _serve_asgi(
-    app: Any, paths: Sequence[str], loop: asyncio.AbstractEventLoop
+    app: Any, paths: Sequence[str], loop: asyncio.AbstractEventLoop, headers: Headers
 ) -> Callable[[int], None]:
-    turns = endlessly(paths)
+    turns, scope = endlessly(paths), scopes(headers)
 
     async def send(message: Any) -> None:
         pass
@@ -62,8 +65,8 @@ def _serve_asgi(
     return lambda requests: loop.run_until_complete(several(requests))
 
 
-def _serve_wsgi(app: Any, paths: Sequence[str]) -> Callable[[int], None]:
-    turns = endlessly(paths)
+def _serve_wsgi(app: Any, paths: Sequence[str], headers: Headers) -> Callable[[int], None]:
+    turns, environ = endlessly(paths), environs(sys.stderr, headers)
 
     def write(data: bytes) -> None:
         pass
@@ -73,7 +76,7 @@ def _serve_wsgi(app: Any, paths: Sequence[str]) -> Callable[[int], None]:
 
     def several(requests: int) -> None:
         for path in islice(turns, requests):
-            body = app(environ(path, sys.stderr), start_response)
+            body = app(environ(path), start_response)
             for _ in body:
                 pass
             close = getattr(body, "close", None)
@@ -84,24 +87,25 @@ def _serve_wsgi(app: Any, paths: Sequence[str]) -> Callable[[int], None]:
 
 
 def fetch(
-    served: Served, path: str, loop: asyncio.AbstractEventLoop, *, encoding: str | None = None
+    served: Served,
+    path: str,
+    loop: asyncio.AbstractEventLoop,
+    *,
+    encoding: str | None = None,
+    headers: Headers = HEADERS,
 ) -> Answer:
     """One answer of the app: status, headers in lower case, body.
 
     ``encoding`` replaces the request's Accept-Encoding.
     """
-    if served.protocol == "wsgi":
-        return _fetch_wsgi(served.app, path, encoding)
-    return loop.run_until_complete(_fetch_asgi(served.app, path, encoding, loop))
-
-
-async def _fetch_asgi(
-    app: Any, path: str, encoding: str | None, loop: asyncio.AbstractEventLoop
-) -> Answer:
-    asked = scope(path)
     if encoding is not None:
-        others = [pair for pair in asked["headers"] if pair[0] != b"accept-encoding"]
-        asked["headers"] = [*others, (b"accept-encoding", encoding.encode("ascii"))]
+        headers = with_encoding(headers, encoding)
+    if served.protocol == "wsgi":
+        return _fetch_wsgi(served.app, environs(sys.stderr, headers)(path))
+    return loop.run_until_complete(_fetch_asgi(served.app, scopes(headers)(path), loop))
+
+
+async def _fetch_asgi(app: Any, asked: dict[str, Any], loop: asyncio.AbstractEventLoop) -> Answer:
     messages: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -115,10 +119,7 @@ async def _fetch_asgi(
     return start["status"], headers, b"".join(one.get("body", b"") for one in rest)
 
 
-def _fetch_wsgi(app: Any, path: str, encoding: str | None) -> Answer:
-    asked = environ(path, sys.stderr)
-    if encoding is not None:
-        asked["HTTP_ACCEPT_ENCODING"] = encoding
+def _fetch_wsgi(app: Any, asked: dict[str, Any]) -> Answer:
     started: list[Any] = []
 
     def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:

@@ -15,17 +15,19 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.apps import Served
-from benchmarks.drivers.request import CLIENT, wire
+from benchmarks.drivers.request import CLIENT, HEADERS, Headers, wire
 
 SERVER = ("127.0.0.1", 8000)
 PEER = (CLIENT, 50_000)
 
 
-def serve(served: Served, path: str, loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
+def serve(
+    served: Served, path: str, loop: asyncio.AbstractEventLoop, headers: Headers = HEADERS
+) -> Callable[[int], None]:
     """A function that serves a number of requests."""
     if served.protocol == "wsgi":
-        return _gunicorn(served.app, path)
-    return _uvicorn(served.app, path, loop)
+        return _gunicorn(served.app, wire(path, headers))
+    return _uvicorn(served.app, wire(path, headers), loop)
 
 
 class MemoryTransport(asyncio.Transport):
@@ -51,7 +53,7 @@ class MemoryTransport(asyncio.Transport):
         pass
 
 
-def _uvicorn(app: Any, path: str, loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
+def _uvicorn(app: Any, request: bytes, loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
     from uvicorn import Config
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     from uvicorn.server import ServerState
@@ -74,7 +76,6 @@ def _uvicorn(app: Any, path: str, loop: asyncio.AbstractEventLoop) -> Callable[[
         (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"),
         *config.encoded_headers,
     ]
-    request = wire(path)
 
     async def connect() -> Protocol:
         protocol = Protocol(config, state, {}, _loop=loop)
@@ -124,7 +125,7 @@ class MemorySocket:
         pass
 
 
-def _gunicorn(app: Any, path: str) -> Callable[[int], None]:
+def _gunicorn(app: Any, request: bytes) -> Callable[[int], None]:
     from gunicorn.config import Config  # type: ignore[import-untyped]
     from gunicorn.glogging import Logger  # type: ignore[import-untyped]
     from gunicorn.workers.sync import SyncWorker  # type: ignore[import-untyped]
@@ -134,7 +135,6 @@ def _gunicorn(app: Any, path: str) -> Callable[[int], None]:
     worker: Any = SyncWorker(0, 0, [], app_loader, 30, config, Logger(config))
     logging.getLogger("gunicorn.error").setLevel(logging.WARNING)
     worker.wsgi = app
-    request = wire(path)
     listener = MemorySocket(b"")
 
     def several(requests: int) -> None:

@@ -1,15 +1,18 @@
 """One realistic request, in the forms the drivers need.
 
-Ten headers, as a browser behind a proxy sends them. Everything a server would allocate for a
-request is allocated anew for each: an app must not find its caches warmed by shared objects.
+Ten headers, as a browser behind a proxy sends them; one with an API key has eleven. Everything a
+server would allocate for a request is allocated anew for each: an app must not find its caches
+warmed by shared objects.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
-HEADERS = (
+Headers = tuple[tuple[str, str], ...]
+HEADERS: Headers = (
     ("host", "shop.example.com"),
     ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"),
     ("accept", "text/html,application/xhtml+xml,application/json;q=0.9,*/*;q=0.8"),
@@ -22,24 +25,29 @@ HEADERS = (
     ("cache-control", "max-age=0"),
 )
 CLIENT = "198.51.100.4"
+# As minted: prefix, tier, id, 256 bits of secret. It opens nothing but the apps under test.
+KEY = "ops_pro_CI5CFKlFNXfs_fYQc87OMjaGdlpbCB0GNEPCr990RtoreVy0x70an4D8"
+KEYED: Headers = (*HEADERS, ("x-api-key", KEY))
+"""The request of a client that has an API key."""
 
 
-def wire(path: str, encoding: str | None = None) -> bytes:
-    """The request as bytes on the wire, HTTP/1.1 with keep-alive.
+def with_encoding(headers: Headers, encoding: str) -> Headers:
+    """The headers with another Accept-Encoding."""
+    return tuple(
+        (name, encoding if name == "accept-encoding" else value) for name, value in headers
+    )
 
-    ``encoding`` replaces its Accept-Encoding.
-    """
-    headers = dict(HEADERS)
-    if encoding is not None:
-        headers["accept-encoding"] = encoding
-    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+
+def wire(path: str, headers: Headers = HEADERS) -> bytes:
+    """The request as bytes on the wire, HTTP/1.1 with keep-alive."""
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
     lines += ["", ""]
     return "\r\n".join(lines).encode("ascii")
 
 
-def _offsets() -> tuple[bytes, tuple[tuple[int, int, int, int], ...]]:
+def _offsets(headers: Headers) -> tuple[bytes, tuple[tuple[int, int, int, int], ...]]:
     blob, offsets = b"", []
-    for name, value in HEADERS:
+    for name, value in headers:
         start = len(blob)
         middle, end = start + len(name), start + len(name) + len(value)
         blob += (name + value).encode("ascii")
@@ -47,27 +55,28 @@ def _offsets() -> tuple[bytes, tuple[tuple[int, int, int, int], ...]]:
     return blob, tuple(offsets)
 
 
-_BLOB, _OFFSETS = _offsets()
+def scopes(headers: Headers = HEADERS) -> Callable[[str], dict[str, Any]]:
+    """What makes a fresh ASGI scope for a path."""
+    blob, offsets = _offsets(headers)
 
+    def scope(path: str) -> dict[str, Any]:
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": ("127.0.0.1", 8000),
+            "client": (CLIENT, 50_000),
+            "scheme": "http",
+            "root_path": "",
+            "headers": [(blob[a:b], blob[c:d]) for a, b, c, d in offsets],
+            "state": {},
+            "method": "GET",
+            "path": path,
+            "raw_path": path.encode("ascii"),
+            "query_string": b"",
+        }
 
-def scope(path: str) -> dict[str, Any]:
-    """A fresh ASGI scope."""
-    blob = _BLOB
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "server": ("127.0.0.1", 8000),
-        "client": (CLIENT, 50_000),
-        "scheme": "http",
-        "root_path": "",
-        "headers": [(blob[a:b], blob[c:d]) for a, b, c, d in _OFFSETS],
-        "state": {},
-        "method": "GET",
-        "path": path,
-        "raw_path": path.encode("ascii"),
-        "query_string": b"",
-    }
+    return scope
 
 
 _ENVIRON: dict[str, Any] = {
@@ -85,16 +94,21 @@ _ENVIRON: dict[str, Any] = {
     "SCRIPT_NAME": "",
     "QUERY_STRING": "",
 }
-_NAMES = tuple("HTTP_" + name.upper().replace("-", "_") for name, _ in HEADERS)
 
 
-def environ(path: str, errors: Any) -> dict[str, Any]:
-    """A fresh WSGI environ; ``errors`` is its ``wsgi.errors``."""
-    found = dict(_ENVIRON)
-    blob = _BLOB
-    for name, (_, _, start, end) in zip(_NAMES, _OFFSETS, strict=True):
-        found[name] = blob[start:end].decode("latin-1")
-    found["PATH_INFO"] = path
-    found["wsgi.input"] = BytesIO()
-    found["wsgi.errors"] = errors
-    return found
+def environs(errors: Any, headers: Headers = HEADERS) -> Callable[[str], dict[str, Any]]:
+    """What makes a fresh WSGI environ for a path; ``errors`` is its ``wsgi.errors``."""
+    blob, offsets = _offsets(headers)
+    names = ["HTTP_" + name.upper().replace("-", "_") for name, _ in headers]
+    values = [(name, at[2], at[3]) for name, at in zip(names, offsets, strict=True)]
+
+    def environ(path: str) -> dict[str, Any]:
+        found = dict(_ENVIRON)
+        for name, start, end in values:
+            found[name] = blob[start:end].decode("latin-1")
+        found["PATH_INFO"] = path
+        found["wsgi.input"] = BytesIO()
+        found["wsgi.errors"] = errors
+        return found
+
+    return environ

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from statistics import median
 
 from benchmarks.apps import PROTOCOLS
 from benchmarks.estimates import Controls, Pair, Round, added_percent, added_us
+from benchmarks.guarding import KEYED_VARIANTS
 from benchmarks.harness import Claim, Plan, in_turn, requests_per_block, run
 from benchmarks.inprocess import counted_requests
 from benchmarks.load import Connections
@@ -34,6 +36,7 @@ class Fleet:
     """
 
     framework: str
+    variant: str
     controls: Controls
     starts: int = 0
     requests: int = 0
@@ -46,22 +49,25 @@ class Fleet:
 
     def rounds(self) -> Generator[Round]:
         """Samples without end, the guarded arm first."""
-        names = ("bare", "guarded", self.controls.twin, self.controls.planted)
+        names = ("bare", self.variant, self.controls.twin, self.controls.planted)
         with Load() as load:
             while True:
                 # The order of starting is an order in memory, too: it takes turns.
                 order = names if self.starts % 2 else names[::-1]
-                with serving(self.framework, order) as servers:
+                with serving(self.framework, order, seed=self.starts + 1) as servers:
                     yield self._one_start(names, servers, load)
 
     def _one_start(
         self, names: Sequence[str], servers: dict[str, Server], load: Load
     ) -> dict[str, Pair]:
-        arms = {name: Served(name, servers[name], load, PATH, self.keep_alive) for name in names}
+        keyed = self.variant in KEYED_VARIANTS
+        arms = {
+            name: Served(name, servers[name], load, PATH, self.keep_alive, keyed) for name in names
+        }
         bare, *rest = arms.values()
         requests = requests_per_block(bare, LONG_BLOCKS.get(self.framework, BLOCK_SECONDS))
         rounds = list(islice(in_turn(bare, rest, requests), ROUNDS_PER_START))
-        guarded = arms["guarded"]
+        guarded = arms[self.variant]
         self.starts += 1
         self.requests += guarded.requests
         self.complaints += idle_guard(guarded.server, guarded.requests)
@@ -75,12 +81,12 @@ def middle(pairs: Sequence[Pair]) -> Pair:
     return Pair(bare, bare + median([pair.added for pair in pairs]))
 
 
-def measure(framework: str, plan: Plan) -> Record:
+def measure(framework: str, plan: Plan, variant: str = "guarded") -> Record:
     claims = [
-        Claim("added %", added_percent("guarded"), LIMIT_PERCENT),
-        Claim("added µs", added_us("guarded")),
+        Claim("added %", added_percent(variant), LIMIT_PERCENT),
+        Claim("added µs", added_us(variant)),
     ]
-    fleet = Fleet(framework, Controls())
+    fleet = Fleet(framework, variant, Controls())
     rounds = fleet.rounds()
     try:
         outcome = run(rounds, claims, fleet.controls, plan)
@@ -156,4 +162,15 @@ PROGRAM = Program(
     measure=measure,
     tables=tables,
     plan=Plan(first=16, cap=64),
+)
+LIMITED = replace(
+    PROGRAM,
+    name="gate-limits",
+    title="The gate with a limit and an API key",
+    question=(
+        "As the gate, with one limit (the tier's, in the local store, its headers on every "
+        "answer) and an API key that is in the cache; every worker gets the same requests, which "
+        "carry the key."
+    ),
+    measure=partial(measure, variant="limits and keys"),
 )

@@ -16,6 +16,7 @@ from benchmarks.drivers import direct
 from benchmarks.estimates import Interval, Pair, Round, added_ratio, added_us, bootstrap, judge
 from benchmarks.harness import Claim, InProcess, Plan, one_round, requests_per_block, run
 from benchmarks.inprocess import metrics_text
+from benchmarks.memory import resident
 from benchmarks.program import Program, Record, Table, figure
 
 COUNTS = (1, 100, 2_000)
@@ -121,11 +122,11 @@ def _memory(plan: Plan) -> Record:
     serve_one(3_000)
     served.drain()
     gc.collect()
-    before = _resident(), _mapped()
+    before = resident(), _mapped()
     fill()
     served.drain()
     gc.collect()
-    private, shared = _resident() - before[0], _mapped() - before[1]
+    private, shared = resident() - before[0], _mapped() - before[1]
     sets = COUNTS[-1] - 1
     value = (private + shared) / sets
     return {
@@ -135,14 +136,6 @@ def _memory(plan: Plan) -> Record:
         "private_bytes": private / sets,
         "mapped_bytes": shared / sets,
     }
-
-
-def _resident() -> int:
-    """Private memory of this process in bytes (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return int(found.group(1)) * 1_024
 
 
 def _mapped() -> int:

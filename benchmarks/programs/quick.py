@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
+from benchmarks.drivers.request import HEADERS, KEYED
 from benchmarks.estimates import Controls, added_percent
+from benchmarks.guarding import KEYED_VARIANTS
 from benchmarks.harness import Claim, Plan
 from benchmarks.inprocess import compare
 from benchmarks.program import Program, Record, Table
@@ -13,10 +17,13 @@ from benchmarks.programs.gate import LIMIT_PERCENT, PATH, gate_table
 CASES = ("fastapi", "flask", "django", "asgi", "wsgi")
 
 
-def measure(framework: str, plan: Plan) -> Record:
-    claims = [Claim("added %", added_percent("guarded"), LIMIT_PERCENT)]
-    record = compare(framework, PATH, "protocol", ("guarded",), claims, Controls(), plan)
-    record["figures"]["added µs"] = record["figures"]["guarded added µs"]
+def measure(framework: str, plan: Plan, variant: str = "guarded") -> Record:
+    claims = [Claim("added %", added_percent(variant), LIMIT_PERCENT)]
+    headers = KEYED if variant in KEYED_VARIANTS else HEADERS
+    record = compare(
+        framework, PATH, "protocol", (variant,), claims, Controls(), plan, headers=headers
+    )
+    record["figures"]["added µs"] = record["figures"][f"{variant} added µs"]
     server = "uvicorn" if framework in ("fastapi", "asgi") else "gunicorn"
     return record | {"case": framework, "server": f"{server}'s protocol code"}
 
@@ -39,4 +46,15 @@ PROGRAM = Program(
     tables=tables,
     plan=Plan(first=20, cap=80, seconds=13.0),
     lenient=True,
+)
+LIMITED = replace(
+    PROGRAM,
+    name="quick-limits",
+    title="The quick gate with a limit and an API key",
+    question=(
+        "As the quick gate, with one limit (the tier's, in the local store, its headers on every "
+        "answer) and an API key that is in the cache; every app gets the same requests, which "
+        "carry the key."
+    ),
+    measure=partial(measure, variant="limits and keys"),
 )

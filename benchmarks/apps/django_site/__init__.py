@@ -14,8 +14,10 @@ from benchmarks import guarding, peers
 from benchmarks.apps.fortunes import MESSAGES, PAGE
 
 DATABASE = "file:benchmark?mode=memory&cache=shared"
-MIDDLEWARE = {"guarded": guarding.DJANGO_MIDDLEWARE, "peers": peers.DJANGO_MIDDLEWARE}
-APPS = {"guarded": guarding.DJANGO_APPS, "peers": peers.DJANGO_APPS}
+MIDDLEWARE = dict.fromkeys(guarding.VARIANTS, guarding.DJANGO_MIDDLEWARE) | {
+    "peers": peers.DJANGO_MIDDLEWARE
+}
+APPS = dict.fromkeys(guarding.VARIANTS, guarding.DJANGO_APPS) | {"peers": peers.DJANGO_APPS}
 # The in-memory database lives while a connection to it is open.
 _keep_alive: list[sqlite3.Connection] = []
 
@@ -36,7 +38,7 @@ def configure(framework: str, variants: Sequence[str]) -> None:
         INSTALLED_APPS=["benchmarks.apps.django_site"]
         + [app for variant in variants for app in APPS.get(variant, ())],
         MIDDLEWARE=[],
-        OPSGUARD=guarding.settings(),
+        OPSGUARD=guarding.django_settings(variants),
         USE_TZ=True,
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
         DATABASES={
