@@ -38,7 +38,7 @@ FLOORS: dict[str, set[str]] = {
     },
     "primitives": {
         *("errors", "failures", "hardening", "health", "keys", "lifecycle", "limiter"),
-        *("logging", "metrics", "problems", "redaction", "tracing", "views"),
+        *("logging", "metrics", "problems", "redaction", "tracing", "views", "workers"),
     },
     "composer": {"admission", "endpoints", "inspection", "exchange", "guard", "plan"},
     "front": {"opsguard"},
