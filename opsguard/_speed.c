@@ -29,7 +29,7 @@ static struct {
     PyObject *site_close, *site_enter, *site_open, *site_endpoint;
     PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
     PyObject *meta, *routed, *input, *container, *store, *closers, *status_code, *lower, *match, *route;
-    PyObject *identity;
+    PyObject *identity, *request, *url_rule, *rule, *rule_endpoint;
 } names;
 
 static PyTypeObject ExchangeType, SeriesType, RecorderType, CoreType, DoorType, EdgeType, RespondType,
@@ -3124,6 +3124,20 @@ typedef struct {
 
 enum { TEMPLATES = 4096 };
 
+/* A route of a framework in the common form: as `templates` remembers it, or as the function says. */
+static PyObject *
+known_template(PyObject *templates, PyObject *template, PyObject *route)
+{
+    PyObject *known = Py_XNewRef(PyDict_GetItemWithError(templates, route));
+    if (known != NULL || PyErr_Occurred())
+        return known;
+    known = PyObject_CallOneArg(template, route);
+    if (known != NULL && PyDict_GET_SIZE(templates) < TEMPLATES
+        && PyDict_SetItem(templates, route, known) < 0)
+        Py_CLEAR(known);
+    return known;
+}
+
 /* The endpoint of the route that Django has found; NULL without an exception: none is. */
 static PyObject *
 endpoint_of(Entry *self, PyObject *request)
@@ -3135,15 +3149,8 @@ endpoint_of(Entry *self, PyObject *request)
     Py_DECREF(match);
     if (found <= 0)
         return NULL;
-    if (PyUnicode_CheckExact(route)) {
-        endpoint = Py_XNewRef(PyDict_GetItemWithError(self->templates, route));
-        if (endpoint == NULL && !PyErr_Occurred()) {
-            endpoint = PyObject_CallOneArg(self->template, route);
-            if (endpoint != NULL && PyDict_GET_SIZE(self->templates) < TEMPLATES
-                && PyDict_SetItem(self->templates, route, endpoint) < 0)
-                Py_CLEAR(endpoint);
-        }
-    }
+    if (PyUnicode_CheckExact(route))
+        endpoint = known_template(self->templates, self->template, route);
     Py_DECREF(route);
     return endpoint;
 }
@@ -3228,6 +3235,147 @@ static PyTypeObject EntryType = {
     .tp_dealloc = (destructor)entry_dealloc,
     .tp_traverse = (traverseproc)entry_traverse,
     .tp_clear = (inquiry)entry_clear,
+};
+
+/* As `enter` of opsguard_flask, in the place of `preprocess_request`, which it goes on to. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+    PyObject *current, *slow, *preprocess, *template, *answer, *views, *root, *templates;
+} Turn;
+
+#define TURN_OBJECTS(X) X(current) X(slow) X(preprocess) X(template) X(answer) X(views) X(root)
+
+/* Whether the app is where the server put it: nothing in between has moved SCRIPT_NAME. */
+static int
+unmounted(Turn *self, PyObject *environ)
+{
+    PyObject *mounted = PyDict_GetItemWithError(environ, names.script_name);
+    PyObject *root = mounted == NULL ? NULL : PyDict_GetItemWithError(environ, self->root);
+    return root == NULL ? (PyErr_Occurred() ? -1 : 0) : same(mounted, root);
+}
+
+/* What Flask has found: the template of the rule and its view, or nothing. 1, 0, or -1. */
+static int
+matched(Turn *self, PyObject *environ, PyObject **endpoint, PyObject **view)
+{
+    PyObject *request = PyDict_GetItemWithError(environ, names.request), *rule, *text, *name;
+    if (request == NULL || optional(request, names.url_rule, &rule) <= 0)
+        return PyErr_Occurred() ? -1 : 0;
+    if (rule == Py_None) {
+        Py_DECREF(rule);
+        return 0;
+    }
+    text = PyObject_GetAttr(rule, names.rule);
+    name = text == NULL ? NULL : PyObject_GetAttr(rule, names.rule_endpoint);
+    Py_DECREF(rule);
+    if (name != NULL && PyUnicode_CheckExact(text)) {
+        *view = PyDict_GetItemWithError(self->views, name);
+        *view = *view == NULL ? Py_None : *view;
+        Py_INCREF(*view);
+        *endpoint = known_template(self->templates, self->template, text);
+    }
+    Py_XDECREF(text);
+    Py_XDECREF(name);
+    if (*endpoint != NULL && !PyErr_Occurred())
+        return 1;
+    Py_CLEAR(*endpoint);
+    Py_CLEAR(*view);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *
+turn_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
+{
+    Turn *self = (Turn *)callable;
+    PyObject *found, *endpoint = NULL, *view = NULL;
+    if (PyContextVar_Get(self->current, Py_None, &found) < 0)
+        return NULL;
+    Exchange *x = PyObject_TypeCheck(found, &ExchangeType) ? (Exchange *)found : NULL;
+    int usual = x != NULL && x->core != NULL && !is_set(x->endpoint) && x->source != NULL
+                && PyDict_CheckExact(x->source);
+    PyObject *environ = usual ? Py_NewRef(x->source) : NULL;
+    if (usual)
+        usual = unmounted(self, environ);
+    if (usual > 0)
+        usual = matched(self, environ, &endpoint, &view);
+    Py_XDECREF(environ);
+    PyObject *reply = NULL;
+    if (usual > 0) {
+        PyObject *known[] = {endpoint, view};
+        reply = exchange_enter(x, known, 2, NULL);
+    }
+    Py_XDECREF(endpoint);
+    Py_XDECREF(view);
+    Py_DECREF(found);
+    if (usual <= 0)
+        return usual < 0 ? NULL : PyObject_Vectorcall(self->slow, args, flags, keywords);
+    if (reply == Py_None) {
+        Py_DECREF(reply);
+        return PyObject_Vectorcall(self->preprocess, args, flags, keywords);
+    }
+    if (reply == NULL)
+        return NULL;
+    PyObject *told = PyObject_CallOneArg(self->answer, reply);
+    Py_DECREF(reply);
+    if (told != Py_None)
+        return told;
+    Py_DECREF(told); /* it took a look outside, and the app is to answer */
+    return PyObject_Vectorcall(self->preprocess, args, flags, keywords);
+}
+
+static PyObject *
+turn_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"current", "slow", "preprocess", "template", "answer", "views", "root", NULL};
+    PyObject *current, *slow, *preprocess, *template, *answer, *views, *root;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!OOOOO!U", keys, &PyContextVar_Type, &current,
+                                     &slow, &preprocess, &template, &answer, &PyDict_Type, &views, &root))
+        return NULL;
+    Turn *self = (Turn *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->call = turn_call;
+    TURN_OBJECTS(KEEP)
+    if ((self->templates = PyDict_New()) == NULL)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static int
+turn_traverse(Turn *self, visitproc visit, void *arg)
+{
+    TURN_OBJECTS(VISIT)
+    Py_VISIT(self->templates);
+    return 0;
+}
+
+static int
+turn_clear(Turn *self)
+{
+    TURN_OBJECTS(CLEAR)
+    Py_CLEAR(self->templates);
+    return 0;
+}
+
+static void
+turn_dealloc(Turn *self)
+{
+    PyObject_GC_UnTrack(self);
+    turn_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject TurnType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Turn",
+    .tp_basicsize = sizeof(Turn),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_new = turn_new,
+    .tp_call = PyVectorcall_Call,
+    .tp_vectorcall_offset = offsetof(Turn, call),
+    .tp_dealloc = (destructor)turn_dealloc,
+    .tp_traverse = (traverseproc)turn_traverse,
+    .tp_clear = (inquiry)turn_clear,
 };
 
 /* Hook: the `handle` of a Starlette route -------------------------------------------------------- */
@@ -3580,7 +3728,8 @@ set_up(void)
         {&names.container, "_container"}, {&names.store, "_store"},
         {&names.closers, "_resource_closers"}, {&names.status_code, "status_code"},
         {&names.lower, "lower"}, {&names.match, "resolver_match"}, {&names.route, "route"},
-        {&names.identity, "opsguard_identity"},
+        {&names.identity, "opsguard_identity"}, {&names.request, "werkzeug.request"},
+        {&names.url_rule, "url_rule"}, {&names.rule, "rule"}, {&names.rule_endpoint, "endpoint"},
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if ((*texts[i].at = PyUnicode_InternFromString(texts[i].text)) == NULL)
@@ -3620,6 +3769,7 @@ speed_exec(PyObject *module)
         {"Shelf", &ShelfType},     {"Hinge", &HingeType},        {"Gate", &GateType},
         {"Start", &StartType},     {"Body", &BodyType},          {"Closer", &CloserType},
         {"Middle", &MiddleType},   {"Entry", &EntryType},
+        {"Turn", &TurnType},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (PyType_Ready(types[i].type) < 0

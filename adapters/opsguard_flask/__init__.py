@@ -10,10 +10,13 @@ from flask import Flask, Response, got_request_exception, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from opsguard import Exchange, InstallError, OpsGuard
+from opsguard.accelerator import speed
 from opsguard.context import current
 from opsguard.exceptions import Refused
 from opsguard.exchange import settled
 from opsguard.guard import Runtime
+from opsguard.http import Pending
+from opsguard.http import Response as Reply
 from opsguard.inspection import Served, announce
 from opsguard_flask.commands import commands
 from opsguard_flask.templates import template
@@ -102,12 +105,27 @@ def _hook_routes(app: Flask) -> None:
             _name_refused(exchange)
             return preprocess(*context)
         mounts = environ["SCRIPT_NAME"].removeprefix(environ[ROOT])
-        reply = settled(exchange.enter(mounts + template(rule.rule), views.get(rule.endpoint)))
-        if reply is None:
-            return preprocess(*context)
-        return Response(reply.body, reply.status, list(reply.headers))
+        found = exchange.enter(mounts + template(rule.rule), views.get(rule.endpoint))
+        reply = _answered(found)
+        return preprocess(*context) if reply is None else reply
 
     app.preprocess_request = enter  # type: ignore[method-assign]
+    if speed is not None and type(views) is dict:
+        app.preprocess_request = speed.Turn(  # type: ignore[method-assign]
+            current=current,
+            slow=enter,
+            preprocess=preprocess,
+            template=template,
+            answer=_answered,
+            views=views,
+            root=ROOT,
+        )
+
+
+def _answered(reply: Reply | Pending | None) -> Response | None:
+    """What the route's check says, as Flask takes it from a function before the request. Blocks."""
+    told = settled(reply)
+    return None if told is None else Response(told.body, told.status, list(told.headers))
 
 
 def _served(app: Flask) -> Iterator[Served]:
