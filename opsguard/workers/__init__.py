@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from opsguard.workers.group import Process, manager
 from opsguard.workers.seats import Seat, claim, is_taken
 
-__all__ = ["Seat", "claim", "is_taken"]
+__all__ = ["Process", "Seat", "claim", "is_taken", "manager"]
