@@ -20,9 +20,9 @@ from opsguard.exceptions import DeclarationError, SettingsError
 from opsguard.failures import Failures
 from opsguard.inspection import Limits, Marked, Served, Source, check
 from opsguard.metrics import Metrics
-from opsguard.metrics.place import worker_directory
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
+from opsguard.workers import Place
 
 if TYPE_CHECKING:
     from opsguard.admission import Admission
@@ -57,6 +57,7 @@ class OpsGuard:
         self._limited = False
         self._keyed = False
         self._keys: Keys | None = None
+        self._place: Place | None = None
         self.failures = Failures()
         self.marked = Marked()
         self._store = Store(self._directory, self.failures.report)
@@ -248,8 +249,10 @@ class OpsGuard:
         return step
 
     def _directory(self) -> Path:
-        settings = self.settings
-        return worker_directory(settings.metrics.directory, settings.service, wall())
+        if self._place is None:  # kept: all its files are in one folder, in each worker the same
+            settings = self.settings
+            self._place = Place(settings.metrics.directory, settings.service)
+        return self._place.directory(wall())
 
 
 class Runtime:

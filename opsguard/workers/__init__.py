@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opsguard.workers.group import Process, manager
+from opsguard.workers.place import Place, is_held
 from opsguard.workers.seats import Seat, claim, is_taken
 
-__all__ = ["Process", "Seat", "claim", "is_taken", "manager"]
+__all__ = ["Place", "Process", "Seat", "claim", "is_held", "is_taken", "manager"]
