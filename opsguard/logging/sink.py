@@ -147,6 +147,12 @@ class Sink:
         """
         self._looks = (*self._looks, look)
 
+    def look(self) -> None:
+        """Call all those. For who writes lines and leaves none to be looked after."""
+        for look in self._looks:
+            with contextlib.suppress(Exception):
+                look()
+
     def nudge(self) -> None:
         """A feeder has its first line: see that somebody looks after it within 100 ms."""
         if self._mark != 0 or self._tended:
@@ -167,9 +173,7 @@ class Sink:
         for feeder in self._feeders:
             with contextlib.suppress(Exception):  # a fault in there must not end the thread
                 feeder.drain()
-        for look in self._looks:
-            with contextlib.suppress(Exception):
-                look()
+        self.look()
 
     def _push(self, whole: bool) -> None:
         """Write what fills batches, or `whole`: all there is, blocked the last time or not."""
