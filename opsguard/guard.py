@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,16 +20,16 @@ from opsguard.exceptions import DeclarationError, SettingsError
 from opsguard.failures import Failures
 from opsguard.inspection import Limits, Marked, Served, Source, check
 from opsguard.metrics import Metrics
-from opsguard.metrics.place import worker_directory
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
+from opsguard.workers import Board, Place
 
 if TYPE_CHECKING:
     from opsguard.admission import Admission
     from opsguard.keys import Identity, Keys
     from opsguard.keys.policy import OpenRoutes
     from opsguard.limiter import Limiter
-    from opsguard.logging import Logger, Sink
+    from opsguard.logging import Levels, Logger, Sink
     from opsguard.settings import Settings
 
 __all__ = ["OpsGuard", "Runtime"]
@@ -57,10 +57,13 @@ class OpsGuard:
         self._limited = False
         self._keyed = False
         self._keys: Keys | None = None
+        self._place: Place | None = None
         self.failures = Failures()
         self.marked = Marked()
         self._store = Store(self._directory, self.failures.report)
         self.metrics = Metrics(self._store, failed=self.failures.report)
+        self._levels: Levels | None = None
+        self.board = Board(self._directory, self.failures.report, self._apply_levels)
 
     @property
     def settings(self) -> Settings:
@@ -185,6 +188,34 @@ class OpsGuard:
 
         return Logger(name)
 
+    def set_log_level(
+        self, level: str | None, logger: str = "", *, minutes: float | None = 15.0
+    ) -> bool:
+        """Give a logger ("" is the root logger) another level in all workers of this service on
+        this machine, within about a second: those that serve requests, and those that idle in an
+        event loop; others at their next request.
+
+        It has its own level again after `minutes` (None: not before a restart), or by `level`
+        None. Writes an audit line. Returns False if only this process could be reached. Raises
+        ValueError for a level that `logging` does not know.
+        """
+        from opsguard.keys.audit import Audit
+        from opsguard.logging import level_of_name
+
+        name = "" if logger == "root" else logger
+        known = None if level is None else level_of_name(level)
+        until = None if known is None or minutes is None else wall() + 60.0 * minutes
+        reached = self.board.set_level(name, known, until)
+        Audit(elapsed).event(
+            "log.level_changed",
+            "log level changed",
+            target=name or "root",
+            set_to=known or "its own",
+            minutes=None if until is None else minutes,
+            all_workers=reached,
+        )
+        return reached
+
     @property
     def request_id(self) -> str | None:
         """The id of the current request; None outside one."""
@@ -247,9 +278,18 @@ class OpsGuard:
         steps.append(step)
         return step
 
+    def _apply_levels(self, levels: Mapping[str, str]) -> None:
+        from opsguard.logging import Levels
+
+        if self._levels is None:
+            self._levels = Levels()
+        self._levels.apply(levels)
+
     def _directory(self) -> Path:
-        settings = self.settings
-        return worker_directory(settings.metrics.directory, settings.service, wall())
+        if self._place is None:  # kept: all its files are in one folder, in each worker the same
+            settings = self.settings
+            self._place = Place(settings.metrics.directory, settings.service)
+        return self._place.directory(wall())
 
 
 class Runtime:
@@ -280,6 +320,7 @@ class Runtime:
         self.sink: Sink = open_sink(
             ops.settings.logging, dropped=lambda count: self.failures.dropped("logs", count)
         )
+        self.sink.also(ops.board.refresh)
         self.plan = self.compile(ops.settings)
         self.set_up_logging()
 

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from opsguard.context import current
 from opsguard.exceptions import DeclarationError
 from opsguard.exchange import Exchange
+from opsguard.forks import in_child
 from opsguard.marks import Marks, marks_of
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ class Marked:
 
     def __init__(self) -> None:
         self._targets: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        in_child(self, Marked._start_over)
+
+    def _start_over(self) -> None:
         self._lock = threading.Lock()
 
     def note(self, target: T) -> T:

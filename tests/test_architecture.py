@@ -28,6 +28,7 @@ FLOORS: dict[str, set[str]] = {
         "clock",
         "context",
         "exceptions",
+        "forks",
         "http",
         "ids",
         "marks",

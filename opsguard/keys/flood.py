@@ -6,6 +6,7 @@ import ipaddress
 from threading import Lock
 
 from opsguard.clock import Clock
+from opsguard.forks import in_child
 
 __all__ = ["Failures", "source_of"]
 
@@ -26,6 +27,7 @@ class Failures:
         self._clock = clock
         self._found: dict[str, list[float]] = {}  # window's end, failures
         self._lock = Lock()
+        in_child(self, Failures._start_over)
 
     def blocked(self, address: str | None) -> float:
         """For how many seconds more this address is refused; 0.0 if it is not."""
@@ -46,6 +48,9 @@ class Failures:
                 found = self._found[source] = [now + WINDOW, 0]
             found[1] += 1
             return found[1] == self._most
+
+    def _start_over(self) -> None:
+        self._lock = Lock()
 
 
 def source_of(address: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.exceptions import OpsGuardError, SettingsError
+from opsguard.forks import in_child
 from opsguard.keys.answers import Answers
 from opsguard.keys.audit import Audit
 from opsguard.keys.fixed import FixedKeys
@@ -60,6 +61,7 @@ class Keys:
         self._audit = Audit(clock)
         self._lock = threading.RLock()
         self._made: _Parts | None = None
+        in_child(self, Keys._start_over)
 
     def create(
         self,
@@ -224,6 +226,9 @@ class Keys:
             with self._lock:
                 made = self._made = self._made or self._make()
         return made
+
+    def _start_over(self) -> None:
+        self._lock = threading.RLock()
 
     def _make(self) -> _Parts:
         settings = self._settings()

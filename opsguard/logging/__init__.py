@@ -10,6 +10,7 @@ from __future__ import annotations
 from opsguard.logging.access import AccessLine, access_line, access_template
 from opsguard.logging.batches import AccessLog
 from opsguard.logging.formatters import ConsoleFormatter, JsonFormatter
+from opsguard.logging.levels import Levels, level_of_name
 from opsguard.logging.logger import Logger
 from opsguard.logging.setup import configure
 from opsguard.logging.sink import Sink, open_sink
@@ -19,10 +20,12 @@ __all__ = [
     "AccessLog",
     "ConsoleFormatter",
     "JsonFormatter",
+    "Levels",
     "Logger",
     "Sink",
     "access_line",
     "access_template",
     "configure",
+    "level_of_name",
     "open_sink",
 ]

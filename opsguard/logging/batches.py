@@ -134,6 +134,8 @@ class AccessLog:
             )
         if lines:
             self._sink.write_all(lines, urgent)
+        if self.most == 1:
+            self._sink.look()
 
     def forget(self) -> None:
         """In a forked child: what is here is the parent's to write."""

@@ -19,6 +19,7 @@ from opsguard.logging.access import LOGGER as ACCESS_LOGGER
 from opsguard.logging.access import LoggingSettings, colour_wanted, console_wanted
 from opsguard.logging.encode import Redact, dumps
 from opsguard.logging.formatters import ACCESS_MARK, ConsoleFormatter, JsonFormatter
+from opsguard.logging.levels import set_aside
 from opsguard.logging.sink import Sink
 
 __all__ = ["SinkHandler", "configure"]
@@ -123,14 +124,14 @@ def configure(
     level = logging.getLevelNamesMapping().get(settings.level.upper(), logging.INFO)
     layer = _Layer(sink, SinkHandler(sink, formatter), level, tuple(also))
     sink.resume()
-    with _lock:
+    with _lock, set_aside():
         # The same sink again is a repair, not one more layer.
         _layers[:] = [other for other in _layers if other.sink is not sink]
         _layers.append(layer)
         _apply(layer)
 
     def undo() -> None:
-        with _lock:
+        with _lock, set_aside():
             before = len(_layers)
             _layers[:] = [other for other in _layers if other.sink is not sink]
             if len(_layers) == before:
@@ -166,7 +167,7 @@ class _Before:
     """The level we gave it; a level that somebody gave it later is left alone."""
 
 
-_lock = threading.RLock()
+_lock = threading.RLock()  # see `_after_fork`
 _layers: list[_Layer] = []
 _before: dict[str, _Before] = {}
 
@@ -265,3 +266,12 @@ def _no_access_line(record: logging.LogRecord) -> bool:
         and " - - [" in record.msg
         and bool(record.args)
     )
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

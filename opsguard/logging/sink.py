@@ -45,6 +45,7 @@ TICK: Final = 0.1
 """Seconds a line may wait."""
 _RETRY: Final = 0.01
 """Seconds until a pipe that was full is tried again: a reader empties its 64 KiB in less."""
+_BEAT: Final = 1.0
 _IDLE_TICKS: Final = 10
 _LOCKED_ROUNDS: Final = 64
 
@@ -111,6 +112,7 @@ class Sink:
         self._holder = 0
         self._again = False
         self._feeders: tuple[Feeder, ...] = ()
+        self._looks: tuple[Callable[[], object], ...] = ()
         self._loop: AbstractEventLoop | None = None
         self._wanted = False  # the thread is, by a feeder
         self._tended = False  # the server looks after the feeders when it is idle
@@ -139,6 +141,18 @@ class Sink:
         """Ask `feeder` for its lines whenever those here are looked after."""
         self._feeders = (*self._feeders, feeder)
 
+    def also(self, look: Callable[[], object]) -> None:
+        """Call `look` whenever lines are looked after: with each line of a logger, with each batch
+        of others, and once a second in the event loop of a server. It must be quick.
+        """
+        self._looks = (*self._looks, look)
+
+    def look(self) -> None:
+        """Call all those. For who writes lines and leaves none to be looked after."""
+        for look in self._looks:
+            with contextlib.suppress(Exception):
+                look()
+
     def nudge(self) -> None:
         """A feeder has its first line: see that somebody looks after it within 100 ms."""
         if self._mark != 0 or self._tended:
@@ -159,6 +173,7 @@ class Sink:
         for feeder in self._feeders:
             with contextlib.suppress(Exception):  # a fault in there must not end the thread
                 feeder.drain()
+        self.look()
 
     def _push(self, whole: bool) -> None:
         """Write what fills batches, or `whole`: all there is, blocked the last time or not."""
@@ -358,7 +373,15 @@ class Sink:
 
     def settle_in(self) -> None:
         """A server says, in its event loop, that it starts: the loop runs until `shutdown`."""
-        self._loop = _running_loop()
+        loop = self._loop = _running_loop()
+        if loop is not None and self._looks:
+            loop.call_later(_BEAT, self._beat, loop)
+
+    def _beat(self, loop: AbstractEventLoop) -> None:
+        """In a server's loop, also while nothing is served."""
+        if self._loop is loop:
+            self._tick()
+            loop.call_later(_BEAT, self._beat, loop)
 
     def close(self) -> None:
         """Write all lines and release thread and descriptors. A later `write` opens them anew."""

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opsguard.accelerator import speed
-from opsguard.metrics.place import is_held
+from opsguard.workers import is_held
 
 __all__ = [
     "FAMILY",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from opsguard.workers.board import Board
+from opsguard.workers.group import Process, manager
+from opsguard.workers.place import Place, is_held
 from opsguard.workers.seats import Seat, claim, is_taken
 
-__all__ = ["Seat", "claim", "is_taken"]
+__all__ = ["Board", "Place", "Process", "Seat", "claim", "is_held", "is_taken", "manager"]

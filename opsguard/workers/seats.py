@@ -14,7 +14,7 @@ import os
 import struct
 from pathlib import Path
 
-__all__ = ["MOST", "Seat", "claim", "is_taken"]
+__all__ = ["MOST", "OFD_LOCKS", "Seat", "claim", "is_taken"]
 
 MOST = 1024
 """Seats of a file."""
@@ -22,6 +22,8 @@ MOST = 1024
 # struct flock of Linux, 64 bits: type, whence, start, length, pid.
 _FLOCK = struct.Struct("=hh4xqqi4x")
 _SET, _GET = getattr(fcntl, "F_OFD_SETLK", None), getattr(fcntl, "F_OFD_GETLK", None)
+OFD_LOCKS = _SET is not None
+"""Whether the platform has such locks."""
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -62,14 +64,15 @@ def claim(path: Path, most: int = MOST) -> Seat:
         raise
 
 
-def is_taken(file: int, number: int) -> bool:
-    """Whether another open file than this descriptor's holds the seat. Takes nothing.
+def is_taken(file: int, number: int | None = None) -> bool:
+    """Whether another open file than this descriptor's holds the seat, or any. Takes nothing.
 
     Raises OSError for a descriptor that cannot be asked.
     """
     if _GET is None:
         raise OSError("this platform has no locks of open file descriptions")
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+    span = (0, 0) if number is None else (number, 1)  # a length of 0 is all of the file
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *span, 0)
     found = fcntl.fcntl(file, _GET, asked)
     kind: int = _FLOCK.unpack(found)[0]
     return kind != fcntl.F_UNLCK

@@ -1,22 +1,25 @@
 """What the servers serve: one app of the contract, chosen by the environment of the process.
 
 ``CONTRACT_APP`` names it, ``CONTRACT_SETTINGS`` has the settings of its OpsGuard as JSON, and what
-happens in it that no answer tells is written to the file ``CONTRACT_EVENTS``.
+happens in it that no answer tells is written to the file ``CONTRACT_EVENTS``. With
+``CONTRACT_WORKERS`` it tells of its workers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from wsgiref.validate import validator
 
-from opsguard import OpsGuard
+from opsguard import Exchange, OpsGuard, Response
 from tests.contract.apps.shop import Boom, Shop, declare
 from tests.contract.harness import MODULES, maker
 
@@ -231,9 +234,31 @@ OTHERS: dict[str, Callable[[Shop, Any], Any]] = {
 }
 
 
+def tell_of_workers(ops: OpsGuard) -> None:
+    """/where says who serves and where it meets the others, /debug changes a log level."""
+
+    def tell(exchange: Exchange) -> Response | None:
+        if exchange.path == "/debug":
+            ops.set_log_level("DEBUG", "shop")
+        elif exchange.path != "/where":
+            return None
+        time.sleep(0.02)  # busy, so that the next request goes to another worker
+        told = {
+            "pid": os.getpid(),
+            "folder": str(ops._directory()),
+            "level": logging.getLogger("shop").level,
+        }
+        body = json.dumps(told).encode()
+        return Response(200, (("Content-Length", str(len(body))),), body)
+
+    ops.at_edge(tell)
+
+
 def _from_environment() -> Any:
     ops = OpsGuard("contract", **json.loads(os.environ["CONTRACT_SETTINGS"]))
     declare(ops)
+    if "CONTRACT_WORKERS" in os.environ:
+        tell_of_workers(ops)
     return guarded(os.environ["CONTRACT_APP"], ops)
 
 

@@ -1,7 +1,8 @@
-"""Where the metrics file goes, who may have it, and what is cleared away."""
+"""Where the workers of a group meet, who may, and what is cleared away."""
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import subprocess
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from opsguard.metrics import place
-from opsguard.metrics.place import sweep, worker_directory
+from opsguard.workers import place
+from opsguard.workers.group import Process, manager
+from opsguard.workers.place import Place, sweep
+from opsguard.workers.seats import claim
 
 NOW = 1_000_000.0
 LONG_AGO = NOW - 61.0
@@ -22,9 +25,9 @@ AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files 
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of this process's folder."""
-    return place._run()
+def run() -> str:
+    """The name of this group's folder."""
+    return manager().name
 
 
 def made(
@@ -41,44 +44,51 @@ def made(
 def test_the_folder_is_below_base_user_and_service_and_names_the_run(
     tmp_path: Path, run: str
 ) -> None:
-    folder = worker_directory(str(tmp_path), "checkout", NOW)
+    meeting = Place(str(tmp_path), "checkout")
+    folder = meeting.directory(NOW)
     assert folder == tmp_path / f"opsguard-{os.getuid()}" / "checkout" / run
     assert folder.is_dir()
-    assert worker_directory(str(tmp_path), "checkout", NOW) == folder
+    assert meeting.directory(NOW) == folder
+
+
+def test_several_of_one_service_in_a_process_have_folders_of_their_own(
+    tmp_path: Path, run: str
+) -> None:
+    """Numbered in the order in which they were made, also when one is gone: all workers that run
+    the same code come to the same numbers, whenever their garbage is collected.
+    """
+    places = [Place(str(tmp_path), "checkout") for _ in range(3)]
+    del places[1]
+    places.append(Place(str(tmp_path), "checkout"))
+    shop = tmp_path / f"opsguard-{os.getuid()}" / "checkout" / run
+    assert [one.directory(NOW) for one in places] == [shop, shop / "2", shop / "3"]
+    other = Place(str(tmp_path), "other").directory(NOW)
+    assert other == shop.parent.parent / "other" / run
+
+
+def test_a_place_keeps_its_folder_over_a_fork(tmp_path: Path) -> None:
+    first, second = Place(str(tmp_path), "s"), Place(str(tmp_path), "s")
+    found = [str(one.directory(NOW)) for one in (second, first)]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        os.write(writer, "\n".join(str(one.directory(NOW)) for one in (second, first)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert pipe.read().splitlines() == found
 
 
 def test_no_folder_of_ours_is_open_to_others(tmp_path: Path) -> None:
     """Who may write in one could put a file in our place; who may read could read our numbers."""
     before = os.umask(0o022)
     try:
-        folder = worker_directory(str(tmp_path), "checkout", NOW)
+        folder = Place(str(tmp_path), "checkout").directory(NOW)
     finally:
         os.umask(before)
     modes = [path.stat().st_mode & 0o777 for path in (folder, folder.parent, folder.parent.parent)]
     assert modes == [0o700] * 3
-
-
-def test_a_run_is_named_by_pid_start_and_pid_namespace(run: str) -> None:
-    if not Path("/proc/self/stat").exists():
-        pytest.skip("needs Linux's /proc")
-    pid, start, namespace = run.split("-")
-    assert pid == str(os.getpid())
-    assert int(start) > 0
-    assert int(namespace) == Path("/proc/self/ns/pid").stat().st_ino
-
-
-def test_where_there_is_no_proc_the_pid_has_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert place._run() == str(os.getpid())
-
-
-def test_another_process_has_another_folder(tmp_path: Path, run: str) -> None:
-    code = "from opsguard.metrics import place; print(place._run())"
-    other = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
-    assert other != run
 
 
 @pytest.mark.parametrize(
@@ -96,7 +106,7 @@ def test_another_process_has_another_folder(tmp_path: Path, run: str) -> None:
 def test_a_service_name_is_one_harmless_folder_name(
     service: str, folder: str, tmp_path: Path
 ) -> None:
-    made = worker_directory(str(tmp_path), service, NOW)
+    made = Place(str(tmp_path), service).directory(NOW)
     assert made.parent == tmp_path / f"opsguard-{os.getuid()}" / folder
 
 
@@ -137,7 +147,7 @@ def test_what_another_user_may_have_put_in_our_place_is_refused(
     at.parent.mkdir(parents=True, exist_ok=True)
     plant(at, tmp_path / "elsewhere")
     with pytest.raises(OSError):
-        worker_directory(str(tmp_path), "s", NOW)
+        Place(str(tmp_path), "s").directory(NOW)
 
 
 @AS_ROOT
@@ -146,13 +156,13 @@ def test_a_folder_that_somebody_else_owns_is_refused(tmp_path: Path) -> None:
     user.mkdir()
     os.chown(user, 65_534, 65_534)
     with pytest.raises(PermissionError, match="not a directory of ours"):
-        worker_directory(str(tmp_path), "s", NOW)
+        Place(str(tmp_path), "s").directory(NOW)
 
 
 def test_making_a_folder_sweeps_the_dead_ones_beside_it(tmp_path: Path) -> None:
-    folder = worker_directory(str(tmp_path), "s", NOW)
+    folder = Place(str(tmp_path), "s").directory(NOW)
     dead = made(folder.parent, "dead", files=("worker-1", "worker-2"))
-    worker_directory(str(tmp_path), "s", NOW)
+    Place(str(tmp_path), "s").directory(NOW)
     assert not dead.exists()
     assert folder.exists()
 
@@ -171,6 +181,64 @@ def test_a_sweep_removes_dead_folders_only(tmp_path: Path, run: str) -> None:
         assert len(list(alive.iterdir())) == 2
     sweep(tmp_path, NOW)
     assert set(tmp_path.iterdir()) == {starting, mine}
+
+
+def child() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+
+def test_a_living_manager_keeps_its_folder_when_all_its_workers_are_dead(tmp_path: Path) -> None:
+    """What they counted is in there, for those that it starts next."""
+    with child() as manager:
+        folder = made(tmp_path, Process.of(manager.pid).name, files=("retired",))
+        sweep(tmp_path, NOW)
+        assert folder.exists()
+        manager.kill()
+    sweep(tmp_path, NOW)
+    assert not folder.exists()
+
+
+def test_a_reused_pid_keeps_nothing(tmp_path: Path) -> None:
+    """The pid lives, but started at another moment than the folder's name has it."""
+    me = Process.of(os.getpid())
+    before = made(tmp_path, dataclasses.replace(me, start=me.start - 1).name, files=("retired",))
+    sweep(tmp_path, NOW)
+    assert not before.exists()
+
+
+def test_another_container_s_folder_has_an_hour(tmp_path: Path) -> None:
+    """Its manager can't be seen from here; our own process of that pid is somebody else."""
+    theirs = Process(os.getpid(), Process.of(os.getpid()).start, 1).name
+    folder = made(tmp_path, theirs, NOW - 3599.0, files=("retired",))
+    sweep(tmp_path, NOW)
+    assert folder.exists()
+    os.utime(folder, (NOW - 3601.0,) * 2)
+    sweep(tmp_path, NOW)
+    assert not folder.exists()
+
+
+def test_an_orphaned_worker_keeps_the_folder_of_its_dead_manager(tmp_path: Path) -> None:
+    """Held is held, whether all of a file is locked or a seat in it, and however deep."""
+    folder = made(tmp_path, "1-1-1", LONG_AGO - 3600.0)
+    second = folder / "1"
+    second.mkdir()
+    (folder / "worker-1").touch()
+    seat = claim(second / "seats")
+    os.utime(folder, (LONG_AGO - 3600.0,) * 2)
+    sweep(tmp_path, NOW)
+    assert (folder / "worker-1").exists()
+    assert (second / "seats").exists()
+    seat.leave()
+    sweep(tmp_path, NOW)
+    assert not folder.exists()
+
+
+def test_a_pipe_in_the_way_stops_no_sweep(tmp_path: Path) -> None:
+    folder = made(tmp_path, "dead")
+    os.mkfifo(folder / "pipe")
+    os.utime(folder, (LONG_AGO, LONG_AGO))
+    sweep(tmp_path, NOW)
+    assert not folder.exists()
 
 
 def test_a_sweep_leaves_what_is_not_as_we_make_it(tmp_path: Path) -> None:
