@@ -15,7 +15,7 @@ from opsguard.limiter.memory import Memory
 from opsguard.limiter.rates import Rate
 from opsguard.limiter.stores import StoreDown
 
-__all__ = ["SLICES", "Flights"]
+__all__ = ["Flights", "until"]
 
 SLICES: Final = 7
 """Parts of a period."""
@@ -39,7 +39,7 @@ class Flights:
         :raises StoreDown: if the worker holds slots of too many buckets to note another.
         """
         index = _slice(now, rate)
-        at, counts = self._find(self._memory.seat, bucket, index)
+        at, counts = self._find(self._memory.seat, bucket, index, now)
         if at is None:
             if more <= 0:
                 return 0
@@ -48,25 +48,25 @@ class Flights:
         difference = sum(changed) - sum(counts)
         if difference:
             self._tell()
-            self._memory.write(at, FLIGHT.pack(bucket, index, *changed))
+            self._memory.write(at, FLIGHT.pack(bucket, index, *changed, until(now, rate)))
         return difference
 
     def held(self, seat: int, bucket: bytes, rate: Rate, now: float) -> int:
         """What the worker that sits there has in flight; nothing if it is dead."""
         if not self._memory.lives(seat):
             return 0
-        return sum(self._find(seat, bucket, _slice(now, rate))[1])
+        return sum(self._find(seat, bucket, _slice(now, rate), now)[1])
 
-    def _find(self, seat: int, bucket: bytes, index: int) -> tuple[int | None, Counts]:
+    def _find(self, seat: int, bucket: bytes, index: int, now: float) -> tuple[int | None, Counts]:
         """Where the record is or may be written, and what it says now."""
         begin = self._geometry.flights_at(seat, bucket)
         records = self._memory.read(begin, SET)
         free = None
         for at in range(0, SET, SLOT):
-            name, then, *found = FLIGHT.unpack_from(records, at)
+            name, then, *found, expiry = FLIGHT.unpack_from(records, at)
             if name == bucket:
                 return begin + at, _moved(tuple(found), index - then)
-            if free is None and not any(found):
+            if free is None and not (any(found) and expiry > now):
                 free = begin + at
         return free, _NONE
 
@@ -76,6 +76,11 @@ class Flights:
             at = self._geometry.seat_at(self._memory.seat) + 8
             self._memory.write(at, (1).to_bytes(8, "little"))
             self._told = True
+
+
+def until(now: float, rate: Rate) -> float:
+    """When a slot that is taken now is free again, at the latest."""
+    return now + rate.period * (SLICES + 1) / SLICES
 
 
 def _slice(now: float, rate: Rate) -> int:

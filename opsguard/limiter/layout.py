@@ -49,7 +49,9 @@ FLIGHTS: Final = 512
 AHEAD: Final = struct.Struct("=16sBxHId")
 """What every slot begins with: hash, strategy, used share in thousandths, a number of the
 strategy's own, and when it expires. The state is the other 32 bytes."""
-FLIGHT: Final = struct.Struct("=16sq8I8x")
+FLIGHT: Final = struct.Struct("=16sq8Id")
+"""Who has how many in flight: the bucket, a slice of time, the counts up to it, and until when the
+record stands for anything."""
 EMPTY: Final = bytes(SLOT)
 
 _PAGE: Final = 4096

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from opsguard.clock import Clock
 from opsguard.limiter.algorithms import ALGORITHMS, Outcome
-from opsguard.limiter.flights import SLICES, Flights
+from opsguard.limiter.flights import Flights, until
 from opsguard.limiter.layout import AHEAD, EMPTY, SEATS, SET, SHARED, SLOT, SLOTS
 from opsguard.limiter.memory import Memory
 from opsguard.limiter.rates import Rate, Strategy
@@ -84,7 +84,7 @@ class Quota:
         """How a state lies in its slot."""
         if self.strategy == "concurrency":
             total, counted, seats = state
-            expiry = now + self.period * (SLICES + 1) / SLICES if total else now
+            expiry = until(now, self.rate) if total else now
             share = max(_HALF, min(total * 1000 // self.rate.amount, 1000)) if total else 0
             return _FLYING.pack(counted, seats), expiry, share, total
         used = self.algorithm.used(state, self.passed(now), now)
