@@ -81,7 +81,13 @@ def _workers(
     from opsguard.limiter.workers import WorkersStore
 
     return WorkersStore(
-        folder, local, report=report, max_keys=options.max_keys, clock=clock, on_full=full
+        folder,
+        local,
+        report=report,
+        max_keys=options.max_keys,
+        clock=clock,
+        on_full=full,
+        patience=options.timeout,
     )
 
 

@@ -36,7 +36,7 @@ from opsguard.workers import Seat, claim, is_taken
 __all__ = ["PATIENCE", "FileMemory", "Memory", "SegmentMemory", "join"]
 
 PATIENCE: Final = 0.025
-"""Seconds that a decision waits for a lock at most."""
+"""Seconds that anybody waits for a lock, if nothing else is said."""
 
 _SPINS: Final = 4
 _PAUSE: Final = 0.0002  # seconds between two looks at a lock that is taken

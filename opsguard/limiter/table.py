@@ -27,7 +27,7 @@ from opsguard.limiter.flights import Flights, until
 from opsguard.limiter.layout import AHEAD, EMPTY, SEATS, SET, SHARED, SLOT, SLOTS
 from opsguard.limiter.memory import Memory
 from opsguard.limiter.rates import Rate, Strategy
-from opsguard.limiter.stores import Charge, Verdict
+from opsguard.limiter.stores import Charge, StoreDown, Verdict
 
 __all__ = ["KINDS", "Quota", "Table"]
 
@@ -38,6 +38,8 @@ _FLYING: Final = Struct("=d24s")
 _BITS: Final = 30
 _LOW: Final = (1 << _BITS) - 1
 _HALF: Final = 500  # thousandths
+_TRIES: Final = 3
+_IMPATIENT: Final = 0.001  # seconds
 _AGAIN: Final = 0.01  # seconds between two counts of what is in flight
 _SHARED: Final = SHARED * SLOTS
 
@@ -124,8 +126,12 @@ class Table:
         less is left than could be.
     """
 
-    def __init__(self, memory: Memory, clock: Clock, on_full: Callable[[], None]) -> None:
+    def __init__(
+        self, memory: Memory, clock: Clock, on_full: Callable[[], None], patience: float
+    ) -> None:
         self.memory = memory
+        self._patience = patience
+        self._in_vain: dict[int, int] = {}
         self._geometry = memory.header.geometry
         self._salt = memory.header.salt
         self._clock = clock
@@ -141,10 +147,10 @@ class Table:
             found = self._quotas[name] = Quota(rate, strategy, self._salt.quota(text))
         return found
 
-    def take(self, charges: Sequence[Charge], patience: float) -> Verdict:
+    def take(self, charges: Sequence[Charge]) -> Verdict:
         if not charges:
             raise ValueError("there must be at least one charge")
-        outcomes = self._locked(charges, patience, self._decide)
+        outcomes = self._locked(charges, self._decide)
         refused: tuple[float, int, float, int] | None = None
         tightest: tuple[int, float, int] | None = None
         for index, (allowed, _, left, reset, wait) in enumerate(outcomes):
@@ -158,21 +164,18 @@ class Table:
         assert tightest is not None  # there is a charge, and none was refused
         return Verdict(True, tightest[0], tightest[1], 0.0, tightest[2])
 
-    def take_one(
-        self, key: str, rate: Rate, strategy: Strategy, cost: int, patience: float
-    ) -> Outcome:
+    def take_one(self, key: str, rate: Rate, strategy: Strategy, cost: int) -> Outcome:
         """The outcome for one bucket."""
         charge = Charge(key, rate, strategy, cost)
-        allowed, state, left, reset, wait = self._locked((charge,), patience, self._decide)[0]
+        allowed, state, left, reset, wait = self._locked((charge,), self._decide)[0]
         return allowed, state, max(left, 0), reset, wait
 
-    def give_back(self, charges: Sequence[Charge], patience: float) -> None:
-        self._locked(charges, patience, self._return)
+    def give_back(self, charges: Sequence[Charge]) -> None:
+        self._locked(charges, self._return)
 
     def _locked(
         self,
         charges: Sequence[Charge],
-        patience: float,
         do: Callable[[Sequence[tuple[Quota, bytes, int]], _View], list[Outcome]],
     ) -> list[Outcome]:
         asked = []
@@ -182,13 +185,32 @@ class Table:
         wanted = {self._geometry.index(bucket) for _, bucket, _ in asked}
         while True:
             sets = sorted(wanted)
-            self.memory.lock(sets, patience)
+            self._lock(sets)
             try:
                 return do(asked, _View(self.memory, sets, self._clock()))
             except _More as more:
                 wanted.add(more.index)
             finally:
                 self.memory.unlock(sets)
+
+    def _lock(self, sets: Sequence[int]) -> None:
+        """Lock them, with little patience where several have waited in vain, one after the other:
+        there is a stopped worker then, and no use in waiting for it each time.
+        """
+        first, in_vain = sets[0], self._in_vain
+        impatient = bool(in_vain) and in_vain.get(first, 0) >= _TRIES
+        try:
+            self.memory.lock(sets, _IMPATIENT if impatient else self._patience)
+        except StoreDown:
+            in_vain[first] = in_vain.get(first, 0) + 1
+            raise
+        if in_vain:
+            in_vain.pop(first, None)
+
+    def hope(self) -> None:
+        """Wait once more, now and then, for what several waited for in vain."""
+        for first, times in self._in_vain.items():
+            self._in_vain[first] = min(times, _TRIES - 1)
 
     def _decide(self, asked: Sequence[tuple[Quota, bytes, int]], view: _View) -> list[Outcome]:
         now = view.now

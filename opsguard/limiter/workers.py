@@ -39,9 +39,6 @@ FILE: Final = "limits"
 """The name of the file in the folder of the group."""
 
 _LOOK_EVERY: Final = 1.0  # seconds, between two looks at the file, and after a failure
-_IMPATIENT: Final = (
-    0.001  # seconds for a lock, once one was waited for in vain; until the next look
-)
 
 
 class WorkersStore:
@@ -53,8 +50,8 @@ class WorkersStore:
     `on_full` hears of each newcomer that finds its set full, `report` of failures. `clock` is the
     machine's. `native` is the module `opsguard._shared`, or None: the table is in the file then.
 
-    A decision takes no longer than 25 ms, whatever other workers do. A forked child takes a seat of
-    its own; slots in flight stay the parent's.
+    A decision waits for other threads and for other workers `patience` seconds at most, whatever
+    they do. A forked child takes a seat of its own; slots in flight stay the parent's.
     """
 
     blocking = False
@@ -69,6 +66,7 @@ class WorkersStore:
         max_keys: int = MAX_KEYS,
         clock: Clock = elapsed,
         on_full: Callable[[], None] | None = None,
+        patience: float = PATIENCE,
         native: Any = shared,
     ) -> None:
         self._folder = folder
@@ -77,6 +75,7 @@ class WorkersStore:
         self._on_full = on_full or _nothing
         self._report = report
         self._native = native
+        self._patience = patience
         self._stand_in = StandIn(local, report)
         self._gates: list[tuple[Rate, Strategy, Any]] = []
         self._begin()
@@ -88,12 +87,11 @@ class WorkersStore:
         self._path: Path | None = None
         self._look_at = float("-inf")
         self._down_until = float("-inf")
-        self._patience = PATIENCE
 
     def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         """Decide. `on_error` says who does if the table cannot: `local` alone, or one answer."""
         try:
-            verdict: Verdict = self._do(lambda table, patience: table.take(charges, patience))
+            verdict: Verdict = self._do(lambda table: table.take(charges))
             return verdict
         except Exception as error:
             self._failed(error)
@@ -106,7 +104,7 @@ class WorkersStore:
         if not ours:
             return
         try:
-            self._do(lambda table, patience: table.give_back(ours, patience))
+            self._do(lambda table: table.give_back(ours))
         except Exception as error:
             self._failed(error)
 
@@ -134,25 +132,18 @@ class WorkersStore:
     ) -> Outcome:
         """Charge one bucket."""
         try:
-            outcome: Outcome = self._do(
-                lambda table, patience: table.take_one(key, rate, strategy, cost, patience)
-            )
+            outcome: Outcome = self._do(lambda table: table.take_one(key, rate, strategy, cost))
             return outcome
         except Exception as error:
             self._failed(error)
         verdict = self._stand_in.take((Charge(key, rate, strategy, cost),), on_error)
         return verdict.allowed, None, verdict.remaining, verdict.reset, verdict.retry_after
 
-    def _do(self, what: Callable[[Table, float], Any]) -> Any:
-        if not self._lock.acquire(timeout=PATIENCE):
+    def _do(self, what: Callable[[Table], Any]) -> Any:
+        if not self._lock.acquire(timeout=self._patience):
             raise StoreDown("another thread of this worker waits for the table")
         try:
-            table = self._present()
-            try:
-                return what(table, self._patience)
-            except StoreDown:
-                self._patience = _IMPATIENT
-                raise
+            return what(self._present())
         finally:
             self._lock.release()
 
@@ -163,15 +154,16 @@ class WorkersStore:
             return self._table
         if now < self._down_until <= now + _LOOK_EVERY:
             raise StoreDown("the table could not be had a moment ago")
-        self._look_at, self._patience = now + _LOOK_EVERY, PATIENCE
+        self._look_at = now + _LOOK_EVERY
         if self._table is not None and self._path is not None:
             if not self._table.memory.changed(self._path):
+                self._table.hope()
                 self._open_gates(self._table)
                 return self._table
             self._leave()
             self._report("limiter.workers", StoreDown("the table of limits was replaced"))
         self._down_until = now + _LOOK_EVERY
-        self._table = Table(self._joined(), self._clock, self._on_full)
+        self._table = Table(self._joined(), self._clock, self._on_full, self._patience)
         self._down_until = float("-inf")
         self._open_gates(self._table)
         return self._table
