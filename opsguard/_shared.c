@@ -39,7 +39,7 @@
 
 enum {
     SEATS = 192, SLOTS = 8, SLOT = 64, SET = SLOTS * SLOT, PAGE = 4096, SPINS = 64, YIELDS = 16,
-    MOST_SETS = 64
+    LOOKS = 90, MOST_SETS = 64
 };
 enum { FIXED = 1, SLIDING = 2, GCRA = 3 };
 
@@ -244,10 +244,13 @@ try_lock(Word *word, uint64_t owner)
     return atomic_compare_exchange_strong(word, &nobody, owner);
 }
 
-/* Without the GIL. Threads of ours come one at a time (see `WorkersStore`), so a word of our own was
+/* Who did not get the processor for long has not seen much of the lock: so he looks LOOKS times at
+ * least, which takes less than 25 ms where there is a processor; once, if he is in a hurry.
+ *
+ * Without the GIL. Threads of ours come one at a time (see `WorkersStore`), so a word of our own was
  * left by one that was torn away. */
 static int
-wait_for(Segment *self, Word *word, double until)
+wait_for(Segment *self, Word *word, double until, int looks)
 {
     static const struct timespec PAUSE = {0, 100000};
     double ask_at = 0.0;
@@ -261,7 +264,7 @@ wait_for(Segment *self, Word *word, double until)
             continue;
         }
         double at = now();
-        if (at >= until)
+        if (at >= until && tried > looks)
             return 0;
         if (at >= ask_at) {
             ask_at = at + 0.001;
@@ -325,7 +328,8 @@ segment_lock(Segment *self, PyObject *args)
         self->waiting++;
         Py_BEGIN_ALLOW_THREADS
         double until = now() + patience;
-        while (held < many && wait_for(self, words[held], until))
+        int looks = patience < 0.01 ? 0 : LOOKS;
+        while (held < many && wait_for(self, words[held], until, looks))
             held++;
         Py_END_ALLOW_THREADS
         self->waiting--;

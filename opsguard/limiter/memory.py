@@ -40,6 +40,10 @@ PATIENCE: Final = 0.025
 
 _SPINS: Final = 4
 _PAUSE: Final = 0.0002  # seconds between two looks at a lock that is taken
+# Who did not get the processor for long has not seen much of the lock: so many looks at least. They
+# take less than `PATIENCE` where there is a processor.
+_LOOKS: Final = 60
+_HURRY: Final = 0.01  # seconds of patience that are too few for them
 _SET_LOCKS: Final = 1 << 40  # where the bytes are that stand for the sets' locks
 _BEGIN_LOCK: Final = 1 << 41
 _LOCKING = getattr(fcntl, "F_OFD_SETLK", None)
@@ -175,19 +179,31 @@ class SegmentMemory(_Seated):
         super().leave()
 
 
-def join(path: Path, keys: int, shared: Any) -> Memory:
+def join(path: Path, keys: int, shared: Any, patience: float = PATIENCE) -> Memory:
     """Take a seat at the table of the file at `path`; make it if there is none that is usable.
 
-    `keys` is the size of a new one. `shared` is the module `opsguard._shared` or None.
+    `keys` is the size of a new one. `shared` is the module `opsguard._shared` or None. Others who
+    are joining are waited for `patience` seconds.
 
     :raises StoreDown: if the table is in memory that this process cannot join.
     :raises OSError: if the file cannot be had, or no seat is free.
     """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # Before the seat is taken: so whoever sits has joined, while this lock is held.
+        with _beginning(file, patience):
+            return _taken_seat(path, file, keys, shared)
+    finally:
+        os.close(file)
+
+
+def _taken_seat(path: Path, file: int, keys: int, shared: Any) -> FileMemory | SegmentMemory:
     seat = claim(path, SEATS)
     try:
-        with _beginning(seat.file):
-            memory = _sit_down(seat, keys, shared)
-            _start_afresh(memory)
+        if not os.path.samestat(os.fstat(file), os.fstat(seat.file)):
+            raise StoreDown("the file was replaced this very moment")
+        memory = _sit_down(seat, keys, shared)
+        _start_afresh(memory)
     except BaseException:
         seat.leave()
         raise
@@ -270,9 +286,9 @@ def _here() -> tuple[bytes, int]:
 
 
 @contextlib.contextmanager
-def _beginning(file: int) -> Iterator[None]:
+def _beginning(file: int, patience: float = PATIENCE) -> Iterator[None]:
     """Nobody else makes or joins the table meanwhile."""
-    _lock(file, _BEGIN_LOCK, PATIENCE)
+    _lock(file, _BEGIN_LOCK, patience)
     try:
         yield
     finally:
@@ -292,7 +308,7 @@ def _lock(file: int, at: int, patience: float, clock: Clock = elapsed) -> None:
                 raise
         now = clock()
         until = until or now + patience
-        if now >= until:
+        if now >= until and (tried > _LOOKS or patience < _HURRY):
             raise StoreDown(f"a lock is held for more than {patience} seconds")
         tried += 1
         if tried < _SPINS:

@@ -7,7 +7,7 @@ in flight is free again when somebody needs it.
 
 **When the table fails** (a full disk, no seat, a lock that a stopped worker holds) the policy's
 `on_store_error` decides, by itself and without an exception, and the failure is reported. The table
-is looked for again a second later. One that was deleted, overwritten or cut short is noticed within
+is looked for again a moment later. One that was deleted, overwritten or cut short is noticed within
 a second; then limits start afresh, for all workers in the same table, and that is reported, too.
 
 Times are those of ``CLOCK_MONOTONIC``, which all processes of a machine have in common, but for
@@ -38,7 +38,8 @@ __all__ = ["FILE", "WorkersStore"]
 FILE: Final = "limits"
 """The name of the file in the folder of the group."""
 
-_LOOK_EVERY: Final = 1.0  # seconds, between two looks at the file, and after a failure
+_LOOK_EVERY: Final = 1.0  # seconds, between two looks at the file
+_RETRY: Final = 0.1  # seconds until a table that could not be had is tried again
 
 
 class WorkersStore:
@@ -115,7 +116,7 @@ class WorkersStore:
         if self._native is None or strategy == "concurrency" or self._clock is not elapsed:
             return gate.take
         kind, most = KINDS[strategy], rate.most
-        quick = self._native.Gate(kind, rate.amount, rate.period, most, gate.take)
+        quick: Take = self._native.Gate(kind, rate.amount, rate.period, most, gate.take)
         with self._lock:
             self._gates.append((rate, strategy, quick))
             if self._table is not None:
@@ -152,7 +153,7 @@ class WorkersStore:
         now = self._clock()
         if self._table is not None and 0.0 <= self._look_at - now <= _LOOK_EVERY:
             return self._table
-        if now < self._down_until <= now + _LOOK_EVERY:
+        if now < self._down_until <= now + _RETRY:
             raise StoreDown("the table could not be had a moment ago")
         self._look_at = now + _LOOK_EVERY
         if self._table is not None and self._path is not None:
@@ -162,7 +163,7 @@ class WorkersStore:
                 return self._table
             self._leave()
             self._report("limiter.workers", StoreDown("the table of limits was replaced"))
-        self._down_until = now + _LOOK_EVERY
+        self._down_until = now + _RETRY
         self._table = Table(self._joined(), self._clock, self._on_full, self._patience)
         self._down_until = float("-inf")
         self._open_gates(self._table)
@@ -173,7 +174,7 @@ class WorkersStore:
         if folder is None:
             raise StoreDown("there is no folder for what the workers share")
         self._path = folder / FILE
-        return join(self._path, self._max_keys, self._native)
+        return join(self._path, self._max_keys, self._native, self._patience)
 
     def _leave(self) -> None:
         table, self._table = self._table, None
@@ -209,6 +210,9 @@ class WorkersStore:
 
 class _Gate:
     """One rate's way to the table."""
+
+    _strategy: Strategy
+    _on_error: OnStoreError
 
     def __init__(
         self, store: WorkersStore, rate: Rate, strategy: Strategy, on_error: OnStoreError
