@@ -126,7 +126,8 @@ def test_eight_processes_with_threads_admit_exactly_the_limit(
 ) -> None:
     """With all the patience that more threads than cores, and no pause between two, may need."""
     limit = 20_000 if memory == "segment" and how != "concurrency" else 4_000
-    program = "ready()\nprint(hammer(3), flush=True)\nsys.stdin.readline()\nassert not reports, set(map(str, reports))"
+    program = "ready()\nprint(hammer(3), flush=True)\nsys.stdin.readline()\n"
+    program += "assert not reports, set(map(str, reports))"
     workers = [start(memory, how, limit, program, patience=LONG) for _ in range(8)]
     go(workers)
     admitted = [int(said(one)) for one in workers]
