@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 import pytest
 
 from opsguard.accelerator import shared
-from opsguard.limiter import Charge, LocalStore, parse_rates
+from opsguard.clock import elapsed
+from opsguard.limiter import Charge, LocalStore, memory, parse_rates
+from opsguard.limiter.layout import HEADER, MAGIC, Geometry, Header, Salt, pack, unpack
+from opsguard.limiter.making import open_store
 from opsguard.limiter.rates import Strategy
 from opsguard.limiter.workers import FILE, WorkersStore
-from tests.limits import Manual
+from opsguard.marks import Marks
+from opsguard.settings import Settings
+from tests.limits import Bench, Manual, Request
 
 STRATEGIES: tuple[Strategy, ...] = ("fixed", "sliding", "gcra", "concurrency")
 MEMORIES = [
@@ -213,3 +219,114 @@ def test_without_a_folder_the_policy_decides(tmp_path: Path) -> None:
     store.give_back([charge(cost=3)])
     assert store.take([charge()]).allowed
     assert reports
+
+
+def opened(several: bool = False, folder: Path | None = None, **options: Any) -> Any:
+    return open_store(
+        Settings.load({"limiter": options}, environ={}).limiter,
+        full=lambda: None,
+        report=lambda site, error: None,
+        clock=elapsed,
+        folder=lambda: folder,
+        several=several,
+    )
+
+
+def test_auto_means_workers_where_several_belong_together(tmp_path: Path) -> None:
+    assert isinstance(opened(), LocalStore)
+    assert isinstance(opened(several=True), WorkersStore)
+    assert isinstance(opened(several=True, store="local"), LocalStore)
+    assert isinstance(opened(store="workers"), WorkersStore)
+    assert opened(several=True, redis_url="redis://127.0.0.1:1/0").blocking
+
+
+def test_where_the_platform_lacks_it_auto_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert isinstance(opened(several=True), LocalStore)
+    with pytest.raises(ValueError, match="needs Linux"):
+        opened(store="workers")
+
+
+def test_making_a_store_opens_nothing(tmp_path: Path) -> None:
+    store = opened(store="workers", folder=tmp_path)
+    store.gate(charge().rate, "fixed")
+    assert not list(tmp_path.iterdir())
+    assert store.take([charge()]).allowed
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+    store.close()
+
+
+def test_requests_to_two_workers_are_limited_as_one(made: Made) -> None:
+    benches = [Bench(store=made(), default="4/minute", strategy="fixed") for _ in range(2)]
+    found = []
+    for turn in range(6):
+        limiter = benches[turn % 2].limiter
+        decision = limiter.route(Request(), Marks())
+        assert decision is not None
+        found.append((decision.allowed, decision.remaining))
+    assert found == [(True, 3), (True, 2), (True, 1), (True, 0), (False, 0), (False, 0)]
+    refused = benches[0].counts["default", "refused"] + benches[1].counts["default", "refused"]
+    assert refused == 2
+
+
+@pytest.mark.parametrize(
+    ("on_error", "admitted"), [("local", 2), ("allow", 5), ("deny", 0)], ids=str
+)
+@pytest.mark.parametrize("rates", ["2/minute", "2/minute; 100/hour"])
+def test_who_decides_while_the_table_cannot_be_had(
+    rates: str, on_error: str, admitted: int
+) -> None:
+    reports: list[BaseException] = []
+    store = WorkersStore(
+        lambda: None, LocalStore(), report=lambda site, error: reports.append(error)
+    )
+    bench = Bench(store=store, policies={"/a": rates}, on_store_error=on_error)
+    assert bench.admitted(Request("/a"), 5) == admitted
+    assert len(reports) == 5
+
+
+def test_a_full_disk_is_no_error_of_a_request(tmp_path: Path) -> None:
+    """Nor a signal: the table in the file is written with pwrite."""
+    store = Worker(tmp_path, None)
+    assert store.take([charge()]).allowed
+    assert store._table is not None
+    seat: Any = store._table.memory
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, seat._seat.file)
+    os.close(full)
+    assert store.take([charge()], "allow").allowed
+    assert not store.take([charge()], "deny").allowed
+    assert len(store.reports) == 2
+    store.clock.now += 2.0
+    assert store.take([charge()]).allowed
+    store.close()
+
+
+def test_a_file_of_another_version_is_replaced(made: Made, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(MAGIC + (99).to_bytes(4, "little") + bytes(5000))
+    one, other = made(), made()
+    assert one.take([charge(rate="2/minute")]).allowed
+    assert other.take([charge(rate="2/minute")]).allowed
+    assert not one.take([charge(rate="2/minute")]).allowed
+
+
+def test_a_table_of_another_boot_is_replaced(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock began anew, so what stands there means nothing."""
+    one = made()
+    assert one.take([charge(rate="1/minute")]).allowed
+    one.close()
+    monkeypatch.setattr(memory, "_here", lambda: (bytes(16), 7))
+    assert made().take([charge(rate="1/minute")]).allowed
+
+
+def test_the_reader_of_headers_takes_its_own_only() -> None:
+    header = Header(bytes(16), 1, Salt(bytes(16), bytes(16)), Geometry(64), -1)
+    packed = pack(header)
+    assert len(packed) == HEADER
+    assert pack(unpack(packed) or header) == packed
+    for at in range(HEADER):
+        assert unpack(packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]) is None
+        assert unpack(packed[:at]) is None

@@ -23,6 +23,7 @@ __all__ = [
     "EMPTY",
     "FLIGHT",
     "HEADER",
+    "MAGIC",
     "SEATS",
     "SET",
     "SHARED",
