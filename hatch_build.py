@@ -1,7 +1,8 @@
-"""Builds `opsguard._speed`, the request path in C, where it can be built; else the wheel is pure.
+"""Builds `opsguard._speed`, the request path in C, and on Linux `opsguard._shared`, the memory in
+which workers share limits, where they can be built; else the wheel is pure.
 
 Nothing here fails a build: without a compiler, without Python's headers, without a GIL, on Windows
-or with ``OPSGUARD_PURE=1`` the library is installed without the module, and works the same.
+or with ``OPSGUARD_PURE=1`` the library is installed without the modules, and works the same.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("opsguard", "_speed.c")
-MODULE = Path("opsguard", "_speed")
+MODULES = (
+    Path("opsguard", "_speed"),
+    *([Path("opsguard", "_shared")] if sys.platform == "linux" else []),
+)
 LOADS = """
 import sys
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 
-loader = ExtensionFileLoader("opsguard._speed", sys.argv[1])
-made = module_from_spec(spec_from_file_location("opsguard._speed", sys.argv[1], loader=loader))
+name, path = sys.argv[1:]
+loader = ExtensionFileLoader(name, path)
+made = module_from_spec(spec_from_file_location(name, path, loader=loader))
 loader.exec_module(made)
 """
 
@@ -34,33 +38,33 @@ class BuildHook(BuildHookInterface[Any]):
     """Hatchling's hook, for wheels and editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """An editable install gets the module beside its source, a wheel from a folder of ours."""
-        name = f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
-        if version == "editable":
-            self._made(Path(self.root, name))
-            return
-        self._folder = tempfile.TemporaryDirectory()
-        made = Path(self._folder.name, Path(name).name)
-        if self._made(made):
-            build_data["pure_python"] = False
-            build_data["infer_tag"] = True
-            build_data["force_include"][str(made)] = name
+        """An editable install gets the modules beside their sources, a wheel from a folder."""
+        editable = version == "editable"
+        if not editable:
+            self._folder = tempfile.TemporaryDirectory()
+        for module in MODULES:
+            name = f"{module}{sysconfig.get_config_var('EXT_SUFFIX')}"
+            made = Path(self.root, name) if editable else Path(self._folder.name, Path(name).name)
+            if self._made(made, module.with_suffix(".c")) and not editable:
+                build_data["pure_python"] = False
+                build_data["infer_tag"] = True
+                build_data["force_include"][str(made)] = name
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if version != "editable":
             self._folder.cleanup()
 
-    def _made(self, target: Path) -> bool:
+    def _made(self, target: Path, source: Path) -> bool:
         why = obstacle()
         if why is None:
             try:
-                compile_to(target, Path(self.root, SOURCE))
+                compile_to(target, Path(self.root, source))
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 target.unlink(missing_ok=True)
                 output = getattr(error, "stderr", None) or str(error)
                 why = f"the compiler did not get through: {output.strip()[-2000:]}"
         if why is not None:
-            self.app.display_info(f"opsguard: the request path stays in Python: {why}")
+            self.app.display_info(f"opsguard: {source.stem} stays in Python: {why}")
         return why is None
 
 
@@ -93,6 +97,7 @@ def compile_to(target: Path, source: Path) -> None:
             "-O2",
             "-Werror=implicit-function-declaration",
             "-fvisibility=hidden",
+            "-ffp-contract=off",  # every machine rounds as Python does
             "-g0",
             "-I",
             paths["include"],
@@ -101,5 +106,6 @@ def compile_to(target: Path, source: Path) -> None:
         ),
         *(str(source), "-o", str(target)),
     ]
-    for step in (command, [sys.executable, "-c", LOADS, str(target)]):
+    name = f"opsguard.{source.stem}"
+    for step in (command, [sys.executable, "-c", LOADS, name, str(target)]):
         subprocess.run(step, check=True, capture_output=True, text=True, timeout=300)

@@ -15,6 +15,7 @@ from benchmarks.programs import (
     limits,
     primitives,
     quick,
+    shared,
     stores,
 )
 
@@ -28,6 +29,7 @@ PROGRAMS: dict[str, Program] = {
         json_peers.PROGRAM,
         limits.PROGRAM,
         keys.PROGRAM,
+        shared.PROGRAM,
         stores.PROGRAM,
         flood.PROGRAM,
         hello.PROGRAM,

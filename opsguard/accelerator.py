@@ -1,9 +1,9 @@
 """Whether the request path runs in C.
 
 `speed` is the module `opsguard._speed` where it was built and may be used, else None: then the
-Python code beside each use of it does the same. It needs the GIL, the main interpreter, and
-`elapsed` to be the clock that it reads itself. ``OPSGUARD_PURE=1`` in the environment leaves it
-out.
+Python code beside each use of it does the same. `shared` is `opsguard._shared` in the same way: the
+memory in which workers share limits. Both need the GIL, the main interpreter, and `elapsed` to be
+the clock that they read themselves. ``OPSGUARD_PURE=1`` in the environment leaves them out.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any
 
 from opsguard.clock import elapsed
 
-__all__ = ["speed"]
+__all__ = ["shared", "speed"]
 
 
-def _found(environ: Mapping[str, str]) -> Any:
+def _found(name: str, environ: Mapping[str, str]) -> Any:
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     if not gil or environ.get("OPSGUARD_PURE", "0") not in ("", "0"):
         return None
     try:
-        found = import_module("opsguard._speed")
+        found = import_module(f"opsguard.{name}")
     except ImportError:  # it was not built, or this is no main interpreter
         return None
     before, there, after = elapsed(), found.now(), elapsed()
     return found if before <= there <= after else None
 
 
-speed = _found(os.environ)
+speed = _found("_speed", os.environ)
+shared = _found("_shared", os.environ)

@@ -11,10 +11,10 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from opsguard.limiter.breaker import Breaker, Permit
 from opsguard.limiter.rates import Rate
+from opsguard.limiter.standin import StandIn
 from opsguard.limiter.stores import (
     Charge,
     OnStoreError,
@@ -25,9 +25,6 @@ from opsguard.limiter.stores import (
 )
 
 __all__ = ["FallbackStore"]
-
-_RETRY_AFTER: Final = 1.0
-"""Seconds that a client is told to wait while the store is down and policies deny."""
 
 
 class FallbackStore:
@@ -59,7 +56,7 @@ class FallbackStore:
         self._forget: Callable[[Sequence[Charge]], None] = getattr(remote, "forget", _nothing)
         self._probe = (_probe_for(remote.strategies),)
         self._probing: set[asyncio.Task[Verdict | None]] = set()
-        self._elsewhere = _Slots()
+        self._stand_in = StandIn(local, report)
         if hasattr(os, "register_at_fork"):
             _watch_forks(self)
 
@@ -75,7 +72,7 @@ class FallbackStore:
             return verdict
         if permit is Permit.PROBE:
             self._probe_in_thread()
-        return self._stand_in(charges, on_error)
+        return self._stand_in.take(charges, on_error)
 
     async def atake(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         permit = self._breaker.ask()
@@ -83,7 +80,7 @@ class FallbackStore:
             return verdict
         if permit is Permit.PROBE:
             self._probe_in_task()
-        return self._stand_in(charges, on_error)
+        return self._stand_in.take(charges, on_error)
 
     def reserve(self, charges: Sequence[Charge]) -> Verdict | None:
         """Decide by the remote store or not at all: None if it is down. Not for requests."""
@@ -94,7 +91,7 @@ class FallbackStore:
 
     def give_back(self, charges: Sequence[Charge]) -> None:
         """Return charges to whoever took them. If the store is down they expire there."""
-        ours = self._give_back_here(charges)
+        ours = self._remaining(charges)
         if ours:
             try:
                 self._remote.give_back(ours)
@@ -102,7 +99,7 @@ class FallbackStore:
                 self._failed(error)
 
     async def agive_back(self, charges: Sequence[Charge]) -> None:
-        ours = self._give_back_here(charges)
+        ours = self._remaining(charges)
         if ours:
             try:
                 await self._remote.agive_back(ours)
@@ -121,6 +118,15 @@ class FallbackStore:
             await self._remote.aclose()
         except Exception as error:
             self._report("limiter.store", error)
+
+    def _remaining(self, charges: Sequence[Charge]) -> list[Charge]:
+        """Give `local` its own back; what is left is the remote store's."""
+        down = self._breaker.open
+        there = self._stand_in.give_back(charges, down=down)
+        if down and there:
+            self._forget(there)
+            return []
+        return there
 
     def _ask(self, charges: Sequence[Charge]) -> Verdict | None:
         try:
@@ -159,70 +165,6 @@ class FallbackStore:
         self._probing.add(probe)  # a loop holds its tasks weakly
         probe.add_done_callback(self._probing.discard)
 
-    def _stand_in(self, charges: Sequence[Charge], on_error: OnStoreError) -> Verdict:
-        if on_error == "deny":
-            return Verdict(False, 0, _RETRY_AFTER, _RETRY_AFTER, 0)
-        if on_error == "local":
-            try:
-                verdict = self._local.take(charges)
-            except Exception as error:
-                self._report("limiter.local", error)
-            else:
-                if verdict.allowed:
-                    self._elsewhere.hold(charges, locally=True)
-                return verdict
-        self._elsewhere.hold(charges, locally=False)
-        return Verdict(True, charges[0].rate.amount, 0.0, 0.0, 0)
-
-    def _give_back_here(self, charges: Sequence[Charge]) -> list[Charge]:
-        """Give `local` its own back; what is left is the remote store's."""
-        down = self._breaker.open
-        here, there = [], []
-        for charge in charges:
-            locally = self._elsewhere.release(charge)
-            if locally is None:
-                locally = down and charge.strategy != "concurrency"
-                if not locally:
-                    there.append(charge)
-            if locally:
-                here.append(charge)
-        if here:
-            try:
-                self._local.give_back(here)
-            except Exception as error:
-                self._report("limiter.local", error)
-        if down and there:
-            self._forget(there)
-            return []
-        return there
-
-
-class _Slots:
-    """Concurrency slots that the remote store does not know of, and whether `local` does."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, list[bool]] = {}
-        self._lock = threading.Lock()
-
-    def hold(self, charges: Sequence[Charge], *, locally: bool) -> None:
-        for charge in charges:
-            if charge.strategy == "concurrency":
-                with self._lock:
-                    self._held.setdefault(charge.key, []).append(locally)
-
-    def release(self, charge: Charge) -> bool | None:
-        """Whether `local` holds a slot of that bucket for us; None if the remote store does."""
-        if not self._held:
-            return None
-        with self._lock:
-            held = self._held.get(charge.key)
-            if not held:
-                return None
-            locally = held.pop()
-            if not held:
-                del self._held[charge.key]
-            return locally
-
 
 def _nothing(charges: Sequence[Charge]) -> None:
     return None
@@ -241,6 +183,6 @@ def _watch_forks(store: FallbackStore) -> None:
         alive = reference()
         if alive is not None:
             alive._breaker.after_fork()
-            alive._elsewhere = _Slots()
+            alive._stand_in.after_fork()
 
     os.register_at_fork(after_in_child=in_child)

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from opsguard.clock import Clock, elapsed
 from opsguard.limiter.algorithms import ALGORITHMS, Outcome
-from opsguard.limiter.rates import Rate, Strategy
+from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 from opsguard.limiter.stores import Charge, Verdict
 
 __all__ = ["MAX_KEYS", "LocalStore", "Take"]
@@ -75,12 +75,15 @@ class LocalStore:
         """How many buckets there are, those that have expired and not gone yet included."""
         return sum(len(table) for table in list(self._tables.values()))
 
-    def gate(self, rate: Rate, strategy: Strategy) -> Take:
-        """The quickest way to charge one bucket of this rate at a time."""
+    def gate(self, rate: Rate, strategy: Strategy, on_error: OnStoreError = "local") -> Take:
+        """The quickest way to charge one bucket of this rate at a time. It cannot fail, so
+        `on_error` makes no difference.
+        """
         with self.lock:
             return self._table(rate, strategy).take
 
-    def take(self, charges: Sequence[Charge]) -> Verdict:
+    def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
+        """Take all of the charges or none. It cannot fail: see `gate`."""
         with self.lock:
             now = self.clock()
             states: dict[tuple[_Table, str], Any] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opsguard.clock import Clock
@@ -12,10 +14,14 @@ from opsguard.limiter.stores import GuardedStore, Store
 if TYPE_CHECKING:
     from opsguard.settings import Limiter as Options
 
-__all__ = ["open_store"]
+__all__ = ["can_share", "open_store"]
 
 _FAILURE = 0.004  # seconds
 _WORKERS = 8  # how many processes are taken to share a remote store, where leases ask
+
+
+def _nowhere() -> None:
+    return None
 
 
 def open_store(
@@ -24,13 +30,20 @@ def open_store(
     full: Callable[[], None],
     report: Callable[[str, BaseException | None], None],
     clock: Clock,
+    folder: Callable[[], Path | None] = _nowhere,
+    several: bool = False,
 ) -> Store | GuardedStore:
-    """`full` is called for each newcomer that a full local store has no bucket for; it must not
-    block. `report` hears of a remote store's failures.
+    """`full` is called for each newcomer that a full store on this machine has no bucket for; it
+    must not block. `report` hears of failures of a store that is not in this process. `folder` is
+    where the group of workers meets, asked at the first decision of each process; `several` says
+    whether this process belongs to one, so that `auto` means `workers`.
 
-    :raises ValueError: for a store that is none, or whose driver is missing.
+    :raises ValueError: for a store that is none, whose driver is missing, or that this platform
+        lacks.
     """
     local = LocalStore(max_keys=options.max_keys, clock=clock, on_full=full)
+    if options.store == "workers" or (several and _is_free(options) and can_share()):
+        return _workers(options, local, full, report, clock, folder)
     url = _url(options)
     if not url:
         return local
@@ -48,12 +61,45 @@ def open_store(
     return LeaseStore(guarded, lease=options.lease, workers=_WORKERS, clock=clock)
 
 
+def can_share() -> bool:
+    """Whether this platform has what workers need to share a table: the locks of Linux, and memory
+    that they guard. Where it does not, `auto` means `local`.
+    """
+    return sys.platform == "linux"
+
+
+def _workers(
+    options: Options,
+    local: LocalStore,
+    full: Callable[[], None],
+    report: Callable[[str, BaseException | None], None],
+    clock: Clock,
+    folder: Callable[[], Path | None],
+) -> Store:
+    if not can_share():
+        raise ValueError("the store 'workers' needs Linux: take 'local' or a Redis")
+    from opsguard.limiter.workers import WorkersStore
+
+    return WorkersStore(
+        folder,
+        local,
+        report=report,
+        max_keys=options.max_keys,
+        clock=clock,
+        on_full=full,
+        patience=options.timeout,
+    )
+
+
+def _is_free(options: Options) -> bool:
+    """Whether the settings leave the choice to us."""
+    return options.store == "auto" and not options.redis_url
+
+
 def _url(options: Options) -> str:
     """The URL of a remote store; "" for the one in this process."""
     if options.store == "auto":
         return options.redis_url
-    if options.store == "workers":
-        raise ValueError("the store 'workers' is not there yet: take 'local' or a Redis")
     if options.store == "local":
         return ""
     return options.store

@@ -1,7 +1,7 @@
 """One decision: some rules, a request, a store.
 
 A stage is made for the rules that apply together. The usual one has a single rule with a single
-rate and a store in this process; it is decided without building anything that the answer does not
+rate and a store on this machine; it is decided without building anything that the answer does not
 need. All others go through one flow, a generator that yields what is to be taken and receives
 verdicts, and that is driven with and without `await`.
 """
@@ -18,10 +18,9 @@ from opsguard.clock import Clock
 from opsguard.http import Response
 from opsguard.limiter.buckets import Ask, of_address
 from opsguard.limiter.headers import Headers, refusal, say_with
-from opsguard.limiter.local import LocalStore
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 from opsguard.limiter.rules import Rule
-from opsguard.limiter.stores import Charge, GuardedStore, Store, Verdict
+from opsguard.limiter.stores import Charge, GatedStore, GuardedStore, Store, Verdict
 
 __all__ = ["Decision", "Stage", "tighter"]
 
@@ -116,7 +115,8 @@ class Stage:
 
     def _drive(self, ask: Ask) -> Decision | None:
         take: Callable[[Sequence[Charge], OnStoreError], Verdict]
-        take = self._store.take if self._store.blocking else self._take_here  # type: ignore[assignment]
+        answers = self._store.blocking or isinstance(self._store, GatedStore)
+        take = self._store.take if answers else self._take_here  # type: ignore[assignment]
         flow = self._flow(ask)
         try:
             charges, on_error = next(flow)
@@ -192,15 +192,15 @@ class Stage:
         return Decision(False, (), answer, 0, ())
 
     def _quick(self) -> Callable[[Ask], Decision] | None:
-        """The decision for one rule with one rate at a fixed cost, in this process."""
+        """The decision for one rule with one rate at a fixed cost, on this machine."""
         store = self._store
-        if len(self._enforced) != 1 or self._shadows or not isinstance(store, LocalStore):
+        if len(self._enforced) != 1 or self._shadows or not isinstance(store, GatedStore):
             return None
         rule = self._enforced[0]
         cost = rule.price
         if len(rule.policy.rates) != 1 or not isinstance(cost, int):
             return None
-        take = store.gate(rule.policy.rates[0], rule.strategy)
+        take = store.gate(rule.policy.rates[0], rule.strategy, rule.on_error)
         say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
         refuse, refused_one = partial(self._refusal, place=0), rule.refused
         by_address = whose is of_address

@@ -1,12 +1,12 @@
 """What a limiter asks of a store: the types on the seam, and which store can do what.
 
-| strategy      | local | redis, valkey  | another storage of `limits`             |
-|---------------|-------|----------------|-----------------------------------------|
-| `fixed`       | yes   | yes            | yes                                     |
-| `sliding`     | yes   | yes            | where the storage has a sliding window  |
-| `gcra`        | yes   | yes            | no                                      |
-| `concurrency` | yes   | yes            | no                                      |
-| several rates | atomic| atomic, one script | tested first, then taken: a small gap |
+| strategy      | local, workers | redis, valkey      | another storage of `limits`            |
+|---------------|----------------|--------------------|----------------------------------------|
+| `fixed`       | yes            | yes                | yes                                    |
+| `sliding`     | yes            | yes                | where the storage has a sliding window |
+| `gcra`        | yes            | yes                | no                                     |
+| `concurrency` | yes            | yes                | no                                     |
+| several rates | atomic         | atomic, one script | tested first, then taken: a small gap  |
 
 A strategy that the store in the settings cannot do is an error at start (:func:`check_strategy`),
 never a limit that is quietly off.
@@ -14,13 +14,14 @@ never a limit that is quietly off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 
 __all__ = [
     "Charge",
+    "GatedStore",
     "GuardedStore",
     "OnStoreError",
     "RemoteStore",
@@ -106,9 +107,31 @@ class GuardedStore(Protocol):
     async def agive_back(self, charges: Sequence[Charge]) -> None: ...
 
 
+@runtime_checkable
+class GatedStore(Protocol):
+    """A store on this machine: it decides at once, whatever happens, and has a quick way for one
+    bucket. Nothing here raises.
+    """
+
+    blocking: bool
+    """False."""
+    strategies: frozenset[Strategy]
+
+    def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict: ...
+    def give_back(self, charges: Sequence[Charge]) -> None: ...
+
+    def gate(
+        self, rate: Rate, strategy: Strategy, on_error: OnStoreError = "local"
+    ) -> Callable[[str, int], tuple[bool, Any, int, float, float]]:
+        """(key, cost) to an outcome: allowed, what is the store's business, remaining, reset,
+        seconds to wait.
+        """
+        ...
+
+
 class StoreDown(Exception):
-    """The store did not answer in time or not usably. Raised by a remote store; it never leaves
-    this room.
+    """The store did not answer in time or not usably. Raised by a remote store and by the table
+    that workers share; it never leaves this room.
     """
 
 

@@ -36,6 +36,11 @@ class Seat:
         self._file = file
         self.number = number
 
+    @property
+    def file(self) -> int:
+        """The descriptor that holds the seat, for further locks on the same file; -1 once left."""
+        return self._file
+
     def leave(self) -> None:
         """Give the seat up. In a forked child: close the copy of its parent's, which keeps it.
         Idempotent.
