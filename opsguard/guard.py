@@ -20,6 +20,7 @@ from opsguard.exceptions import DeclarationError, SettingsError
 from opsguard.failures import Failures
 from opsguard.inspection import Limits, Marked, Served, Source, check
 from opsguard.metrics import Metrics
+from opsguard.metrics.adoption import adopt
 from opsguard.metrics.place import worker_directory
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
@@ -281,6 +282,8 @@ class Runtime:
             ops.settings.logging, dropped=lambda count: self.failures.dropped("logs", count)
         )
         self.plan = self.compile(ops.settings)
+        if ops.settings.metrics.enabled:
+            adopt(ops.metrics, self.failures.report)
         self.set_up_logging()
 
     def port(self, protocol: Protocol[T]) -> Port[T]:
