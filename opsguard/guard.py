@@ -282,7 +282,7 @@ class Runtime:
             ops.settings.logging, dropped=lambda count: self.failures.dropped("logs", count)
         )
         self.plan = self.compile(ops.settings)
-        if ops.settings.metrics.enabled:
+        if ops.settings.metrics.enabled and ops.settings.metrics.adopt:
             adopt(ops.metrics, self.failures.report)
         self.set_up_logging()
 

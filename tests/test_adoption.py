@@ -34,7 +34,7 @@ from prometheus_client.values import MutexValue
 
 from opsguard import OpsGuard
 from opsguard.metrics import Metrics, adoption
-from opsguard.metrics.cells import Cell, LockedCell, Shared
+from opsguard.metrics.cells import Cell, LatestCell, LockedCell, Shared, take
 from opsguard.metrics.exposition import Exposition
 from opsguard.metrics.store import Store
 from opsguard.testing import Request, call_wsgi, release_metrics
@@ -215,13 +215,52 @@ def test_reset_takes_a_counter_to_zero(world: World) -> None:
     "mode",
     ["all", "liveall", "sum", "livesum", "max", "livemax", "min", "mostrecent", "livemostrecent"],
 )
-def test_gauges_of_every_mode_are_adopted(world: World, mode: Any) -> None:
-    """One worker alone shows the number it has set, whatever the mode."""
-    world.adopt()
+def test_a_gauge_of_a_worker_alone_is_as_ever(world: World, mode: Any) -> None:
+    """One worker shows the number it has set, under the labels it was given, whatever the mode."""
     depth = Gauge("depth", "", ["queue"], multiprocess_mode=mode, registry=world.users)
+    depth.labels("mail").set(3)
+    world.adopt()
+    assert depth.labels("mail")._value.get() == 3
     depth.labels("mail").set(4)
     assert depth.labels("mail")._value.get() == 4
-    assert [(value, "depth{" in name) for name, value in world.samples().items()] == [(4, True)]
+    assert world.samples() == {'depth{queue="mail"}': 4}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("all", "live"),
+        ("liveall", "live"),
+        ("sum", "sum"),
+        ("livesum", "sum"),
+        ("max", "max"),
+        ("livemax", "max"),
+        ("min", "min"),
+        ("livemin", "min"),
+        ("mostrecent", "latest"),
+        ("livemostrecent", "latest"),
+    ],
+)
+def test_the_mode_of_a_gauge_becomes_ours(theirs: Any, ours: str) -> None:
+    """The same meaning in our words; a dead worker's gauges never count."""
+    shape = adoption._shape(Gauge("depth", "", multiprocess_mode=theirs, registry=None))
+    assert shape is not None
+    assert shape.mode == ours
+
+
+def test_the_moment_of_setting_is_noted_where_it_counts(world: World) -> None:
+    """`mostrecent`: the value in one cell, the time it was set in the next."""
+    family = world.metrics.family("depth", "", "gauge", ())
+    family.width = 2  # as a family of mode `latest` is
+    depth = Gauge("depth", "", registry=None)
+    depth.set(3)
+    before = time.time()
+    take(depth._value, family, (), at := family.at(()), 0, own=True)
+    cells = world.metrics.store.cells
+    assert (type(depth._value), cells[at]) == (LatestCell, 3)
+    assert before <= cells[at + 1] <= time.time()
+    depth._value.set(5.0, timestamp=17.0)
+    assert (depth._value.get(), cells[at], cells[at + 1]) == (5, 5, 17)
 
 
 def test_helpers_of_prometheus_client_work(world: World) -> None:
@@ -402,6 +441,25 @@ def test_removed_label_sets_leave_the_page(world: World) -> None:
     assert world.samples() == {}
     orders.labels("pro", "fr").inc()
     assert world.samples() == {'orders_total{plan="pro",country="fr"}': 1}
+
+
+def test_clearing_and_setting_again_and_again_needs_no_more_room(world: World) -> None:
+    """The usual way to show a list that changes: the store does not grow with each round."""
+    world.adopt()
+    depth = Gauge("depth", "", ["queue"], registry=world.users)
+    price = Histogram("price", "", ["plan"], buckets=(1,), registry=world.users)
+    used = []
+    for number in range(20):
+        depth.clear()
+        price.clear()
+        for queue in "abc":
+            assert depth.labels(queue)._value.get() == 0
+            depth.labels(queue).set(number)
+        price.labels("pro").observe(2)
+        used.append(len(world.metrics.store.read()))
+    assert used[0] == used[-1] > 0
+    assert world.samples()['depth{queue="c"}'] == 19
+    assert world.samples()['price_count{plan="pro"}'] == 1
 
 
 def test_unregistered_metrics_leave_with_their_numbers(world: World) -> None:
@@ -708,6 +766,39 @@ def test_a_forked_child_counts_from_zero_in_a_file_of_its_own(tmp_path: Path) ->
     assert parent == [[[], 1], [["pro"], 5]]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_what_a_gauge_was_set_to_is_so_in_a_forked_worker() -> None:
+    """A version set at import is the version in each worker; sums are the parent's."""
+    script = """
+        import os
+        from prometheus_client import Counter, Gauge, REGISTRY
+        from opsguard.metrics import Metrics, adoption
+        from opsguard.metrics.store import Store
+
+        failed = lambda site, error: print(site, error)
+        metrics = Metrics(Store(lambda: None, failed), failed=failed)
+        adoption.adopt(metrics, failed)
+        built = Gauge("built", "", ["version"])
+        highest = Gauge("highest", "", multiprocess_mode="max")
+        last = Gauge("last", "", multiprocess_mode="mostrecent")
+        busy = Gauge("busy", "", multiprocess_mode="livesum")
+        orders = Counter("orders", "")
+        built.labels("1.2").set(1)
+        for metric in (highest, last, busy):
+            metric.set(4)
+        orders.inc(3)
+        for generation in "ab":
+            child = os.fork()
+            if child:
+                assert os.waitpid(child, 0)[1] == 0
+                break
+            seen = built.labels("1.2"), highest, last, busy, orders
+            print([metric._value.get() for metric in seen], flush=True)
+        os._exit(0)
+    """
+    assert run(script).splitlines() == ["[1.0, 4.0, 4.0, 0.0, 0.0]"] * 2
+
+
 def test_multiprocess_mode_of_prometheus_client_is_left_alone(tmp_path: Path) -> None:
     """With PROMETHEUS_MULTIPROC_DIR its files hold the numbers, and nothing of it is touched."""
     script = """
@@ -757,9 +848,10 @@ def test_install_adopts_the_default_registry() -> None:
             prometheus_client.REGISTRY.unregister(metric)
 
 
-def test_without_metrics_nothing_is_adopted() -> None:
-    """`metrics.enabled=False` leaves everything of prometheus_client as it is."""
-    install(lambda environ, start_response: [], OpsGuard("shop", metrics={"enabled": False}))
+@pytest.mark.parametrize("setting", ["enabled", "adopt"])
+def test_what_is_off_adopts_nothing(setting: str) -> None:
+    """`metrics.enabled` and `metrics.adopt` leave everything of prometheus_client as it is."""
+    install(lambda environ, start_response: [], OpsGuard("shop", metrics={setting: False}))
     assert adoption.current() is None
 
 

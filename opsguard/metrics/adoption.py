@@ -21,6 +21,7 @@ Adoption is process-wide and belongs to the first that asks for it. In a process
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -62,6 +63,7 @@ _METHODS = ("collect", "clear", "_metric_init", "_samples", "_multi_samples", "_
 _PATIENCE = 1.0
 _GAUGES_HAVE_MODES = "mode" in signature(Metrics.family).parameters
 _CURRENT: dict[str, Adoption] = {}
+_FORKS_WATCHED: list[bool] = []
 
 _TAKEN = "{} of prometheus_client has the name of one of opsguard's metrics, which is shown"
 _FULL = "metric {} has reached its {} label sets; further ones are counted together as {}"
@@ -87,7 +89,8 @@ class _Shape(NamedTuple):
     kind: str
     labels: tuple[str, ...]
     buckets: tuple[float, ...]
-    options: dict[str, Any]
+    mode: str
+    """Of a gauge."""
 
 
 class Adoption:
@@ -108,6 +111,7 @@ class Adoption:
         self._unsaid: list[str] = []
         self._loans: dict[int, _Loan] = {}
         self._watched: list[_Watched] = []
+        self._before: memoryview[float] | None = None
 
     def watch(self, registry: CollectorRegistry) -> None:
         """Adopt what is registered there, now and later."""
@@ -162,6 +166,25 @@ class Adoption:
             watched.end()
         for loan in list(self._loans.values()):
             self.leave(loan.metric)
+
+    def before_fork(self) -> None:
+        """Hold on to the numbers as they are: the child gets cells with zeros."""
+        self._before = self.metrics.store.cells
+
+    def after_fork_in_parent(self) -> None:
+        self._before = None
+
+    def after_fork_in_child(self) -> None:
+        """What a gauge was set to before the fork is so in the child as well, as ever in Python: a
+        version, a flag. A gauge that is a sum, like a counter, stays with the parent that counted.
+        """
+        before, self._before = self._before, None
+        cells = self.metrics.store.cells
+        if before is None or before is cells:
+            return
+        for loan in list(self._loans.values()):
+            for first, count in loan.inherited():
+                cells[first : first + count] = before[first : first + count]
 
     def expose(self, openmetrics: bool) -> Iterator[tuple[str, str]]:
         """The families that are lent: (name, finished text)."""
@@ -253,7 +276,8 @@ class _Loan:
             present = self._present()
             for child in present.values():
                 _values(self._shape.kind, child)  # all of them, or none is touched
-            name, help, kind, labels, buckets, options = self._shape
+            name, help, kind, labels, buckets, mode = self._shape
+            options: dict[str, Any] = {"mode": mode} if mode and _GAUGES_HAVE_MODES else {}
             self._family = self._adoption.metrics.lend(
                 name, help, kind, labels, buckets, recall=self._recalled, **options
             )
@@ -285,6 +309,13 @@ class _Loan:
         if self._family is not None:
             self._return(child)
             self._family.forget(label_values)
+
+    def inherited(self) -> Iterator[tuple[int, int]]:
+        """(first, number) of the cells that a forked child goes on with."""
+        family = self._family
+        if family is not None and self._shape.mode not in ("", "sum"):
+            for at in family.indexes():
+                yield at, family.width
 
     def end(self) -> None:
         """Give the values back, with their numbers."""
@@ -373,6 +404,7 @@ def adopt(
         return
     made = Adoption(metrics, failed, logging.getLogger("opsguard"))
     if _CURRENT.setdefault("adoption", made) is made:
+        _watch_forks()
         for registry in registries:
             made.watch(registry)
 
@@ -407,7 +439,7 @@ def _shape(collector: Any) -> _Shape | None:
     kind, labels = _KINDS[base], tuple(metric._labelnames)
     name = f"{metric._name}_total" if kind == "counter" else metric._name
     buckets: tuple[float, ...] = ()
-    options: dict[str, Any] = {}
+    mode = ""
     try:
         check_names(name, labels)
         if kind == "histogram":
@@ -419,10 +451,30 @@ def _shape(collector: Any) -> _Shape | None:
         mode = _MODES.get(mode or "all", mode)
         if mode == "live" and "worker" in labels:  # the label that will tell the workers apart
             return None
-        options = {"mode": mode} if _GAUGES_HAVE_MODES else {}
     if buckets and buckets[0] < 0:  # such a histogram has no sum
         return None
-    return _Shape(name, metric._documentation, kind, labels, buckets, options)
+    return _Shape(name, metric._documentation, kind, labels, buckets, mode)
+
+
+def _watch_forks() -> None:
+    """Once in a process: what is registered there cannot be taken back."""
+    if _FORKS_WATCHED or not hasattr(os, "register_at_fork"):
+        return
+    _FORKS_WATCHED.append(True)
+
+    def tell(step: Callable[[Adoption], None]) -> Callable[[], None]:
+        def hook() -> None:
+            adoption = current()
+            if adoption is not None:
+                step(adoption)
+
+        return hook
+
+    os.register_at_fork(
+        before=tell(Adoption.before_fork),
+        after_in_parent=tell(Adoption.after_fork_in_parent),
+        after_in_child=tell(Adoption.after_fork_in_child),
+    )
 
 
 def _called(collector: Any) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.samples import Exemplar
 from prometheus_client.values import MutexValue
 
+from opsguard.clock import wall
 from opsguard.metrics.families import Family
 from opsguard.metrics.store import Store
 
@@ -99,6 +100,16 @@ class LockedCell(Cell):
             store.cells[self._at] = value
 
 
+class LatestCell(LockedCell):
+    """A gauge of which the value set last counts: the moment of that is in the cell after it."""
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        store = self._store
+        with store.exclusive:
+            store.cells[self._at] = value
+            store.cells[self._at + 1] = wall() if timestamp is None else timestamp
+
+
 class Shared(_Taken):
     """A value beyond the limit of label sets: it keeps its own number, and what it grows by goes to
     the cell it shares with the others.
@@ -125,6 +136,12 @@ def is_plain(value: object) -> bool:
     return type(value) is MutexValue and vars(value).keys() >= _PARTS
 
 
+def _cell(family: Family) -> type[Cell]:
+    if family.kind == "gauge" and family.width > 1:
+        return LatestCell
+    return Cell if family.store.gil else LockedCell
+
+
 def take(
     value: Any, family: Family, values: tuple[str, ...], at: int, place: int, *, own: bool
 ) -> None:
@@ -139,10 +156,12 @@ def take(
         value._place, value._at = place, at + place
         if own:
             del value._value
-            value.__class__ = Cell if store.gil else LockedCell
+            value.__class__ = _cell(family)
         else:
             value.__class__ = Shared
         store.cells[at + place] += counted
+        if own and counted and type(value) is LatestCell:
+            store.cells[at + 1] = wall()  # when it was set is not known: before now
     if value._exemplar is not None:
         value.set_exemplar(value._exemplar)
 

@@ -34,6 +34,7 @@ class Family:
     __slots__ = (
         "_form",
         "_id",
+        "_idle",
         "_overflowed",
         "_series",
         "buckets",
@@ -75,6 +76,7 @@ class Family:
         self.exemplars: dict[tuple[tuple[str, ...], int], _Exemplar] = {}
         self.functions: dict[tuple[str, ...], Callable[[], float]] = {}
         self._series: dict[tuple[str, ...], int] = {}
+        self._idle: dict[tuple[str, ...], int] = {}
         self._form = ",".join([f'{label}="%s"' for label in labels])
         self._id: int | None = None
         self._overflowed = False
@@ -86,25 +88,40 @@ class Family:
         """Whether these label values have a series of their own."""
         return cleaned(values) in self._series
 
+    def indexes(self) -> list[int]:
+        """The first cells of its series."""
+        return list(self._series.values())
+
     def at(self, values: tuple[str, ...]) -> int:
         """The index of the first cell of the series with these label values."""
         found = self._series.get(values)
         return self._find(cleaned(values)) if found is None else found
 
     def forget(self, values: tuple[str, ...]) -> None:
-        """Stop exposing a series. Its cells stay taken: an index handed out must stay harmless."""
+        """Stop exposing a series. Its cells stay taken, as an index handed out must stay harmless,
+        and wait for the same label values: who clears and sets the same ones again and again needs
+        no more room.
+        """
         values = cleaned(values)
         with self.store.lock:
-            self._series.pop(values, None)
+            if values in self._series:
+                self._idle[values] = self._series.pop(values)
+                self._thin_out()
             self.functions.pop(values, None)
             for place in range(self.width):
                 self.exemplars.pop((values, place), None)
 
     def forget_all(self) -> None:
         with self.store.lock:
+            self._idle |= self._series
+            self._thin_out()
             self._series = {}
             self.functions = {}
             self.exemplars = {}
+
+    def _thin_out(self) -> None:
+        while len(self._idle) > self.limit:
+            del self._idle[next(iter(self._idle))]
 
     def silence(self) -> None:
         """Do not say when the limit is reached: that is left to its maker."""
@@ -196,6 +213,15 @@ class Family:
             return self.store.spare
 
     def _place(self, values: tuple[str, ...]) -> int:
+        at = self._idle.pop(values, None)
+        if at is None:
+            at = self._make(values)
+        else:
+            self.store.cells[at : at + self.width] = memoryview(bytes(8 * self.width)).cast("d")
+        self._series[values] = at
+        return at
+
+    def _make(self, values: tuple[str, ...]) -> int:
         if self._id is None:
             self._id = self.store.family(
                 {
@@ -206,9 +232,7 @@ class Family:
                     "buckets": self.buckets,
                 }
             )
-        at = self.store.series(self._id, values, self.width)
-        self._series[values] = at
-        return at
+        return self.store.series(self._id, values, self.width)
 
     def _values(self, openmetrics: bool) -> Iterator[str]:
         self._ask()
