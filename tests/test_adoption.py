@@ -36,6 +36,7 @@ from opsguard import OpsGuard
 from opsguard.metrics import Metrics, adoption
 from opsguard.metrics.cells import Cell, LatestCell, LockedCell, Shared, take
 from opsguard.metrics.exposition import Exposition
+from opsguard.metrics.shapes import plain_values, shape_of
 from opsguard.metrics.store import Store
 from opsguard.testing import Request, call_wsgi, release_metrics
 from opsguard_wsgi import install
@@ -243,7 +244,7 @@ def test_a_gauge_of_a_worker_alone_is_as_ever(world: World, mode: Any) -> None:
 )
 def test_the_mode_of_a_gauge_becomes_ours(theirs: Any, ours: str) -> None:
     """The same meaning in our words; a dead worker's gauges never count."""
-    shape = adoption._shape(Gauge("depth", "", multiprocess_mode=theirs, registry=None))
+    shape = shape_of(Gauge("depth", "", multiprocess_mode=theirs, registry=None))
     assert shape is not None
     assert shape.mode == ours
 
@@ -412,7 +413,7 @@ def test_prometheus_client_is_as_we_know_it() -> None:
         assert isinstance(metric._metrics, dict)
         assert type(metric._lock) is type(threading.Lock())
         assert (metric._name, metric._labelnames, metric._unit) == ("m", ("a",), "")
-        for value in adoption._values(adoption._KINDS[type(metric)], child):
+        for value in plain_values(metric._type, child):
             assert vars(value).keys() == {"_value", "_exemplar", "_lock"}
     assert made[1]._multiprocess_mode == "all"
     assert values.ValueClass is MutexValue

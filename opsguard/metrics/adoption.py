@@ -9,10 +9,8 @@ How it is done: the registry tells of metrics that come and go, as `register` an
 shadowed on that one object; the dict in which a metric with labels keeps its children tells of
 children. A value alone cannot: `values.ValueClass`, which makes them, is told neither the registry
 nor the bounds of a histogram, and two registries may have metrics of one name that must not share
-their numbers.
-
-All of this is private to `prometheus_client`, so each attribute is asked for before a metric is
-touched. A metric where one is missing is left as it is, and that is said once.
+their numbers. All of this is private to `prometheus_client` (see `shapes`): a metric that is kept
+in another way than we know is left as it is, and that is said once.
 
 Adoption is process-wide and belongs to the first that asks for it. In a process where
 `prometheus_client` keeps its own files (``PROMETHEUS_MULTIPROC_DIR``) nothing is adopted.
@@ -23,79 +21,31 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from inspect import signature
-from typing import Any, NamedTuple
 
-from prometheus_client import (
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Summary,
-    values,
-)
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import REGISTRY, CollectorRegistry, values
 from prometheus_client.registry import Collector
 from prometheus_client.values import MutexValue
 
 from opsguard.exceptions import DeclarationError
 from opsguard.metrics import Metrics
-from opsguard.metrics.cells import give_back, is_plain, take
 from opsguard.metrics.crew import collectors_of
-from opsguard.metrics.families import OVERFLOW, Family
-from opsguard.metrics.instruments import check_buckets, check_names
+from opsguard.metrics.loans import PATIENCE, TAKEN, Loan
+from opsguard.metrics.shapes import Asked, Shape, Unreachable, called, shape_of
 
 __all__ = ["Adoption", "Beside", "adopt", "covers", "current", "release"]
 
-_KINDS: dict[type[MetricWrapperBase], str] = {
-    Counter: "counter",
-    Gauge: "gauge",
-    Histogram: "histogram",
-    Summary: "summary",
-}
-_MODES = {"all": "live", "mostrecent": "latest"}
-"""prometheus_client's word for a gauge's mode (without "live" before it): ours."""
-_METHODS = ("collect", "clear", "_metric_init", "_samples", "_multi_samples", "_child_samples")
-"""What a subclass must not have changed: its samples would not be those of its values."""
-_PATIENCE = 1.0
-_GAUGES_HAVE_MODES = "mode" in signature(Metrics.family).parameters
 _CURRENT: dict[str, Adoption] = {}
 _FORKS_WATCHED: list[bool] = []
 
-_TAKEN = "{} of prometheus_client has the name of one of opsguard's metrics, which is shown"
-_FULL = "metric {} has reached its {} label sets; further ones are counted together as {}"
 _UNKNOWN = (
     "prometheus_client keeps {} in another way than known ({}): "
     "/metrics shows the numbers of the worker that answers"
 )
 
 
-class _Unreachable(Exception):
-    """The numbers of a metric are not where we look for them."""
-
-
-class _Function(Exception):
-    """A gauge asks a function, so there is no number to keep."""
-
-
-class _Shape(NamedTuple):
-    """A metric in the words of a family."""
-
-    name: str
-    help: str
-    kind: str
-    labels: tuple[str, ...]
-    buckets: tuple[float, ...]
-    mode: str
-    """Of a gauge."""
-
-
 class Adoption:
     """The metrics that are adopted, and their way back. Made by :func:`adopt`; thread-safe; a
-    forked child inherits it, and its cells begin with zero.
+    forked child inherits it, and counts from zero.
     """
 
     def __init__(
@@ -109,7 +59,7 @@ class Adoption:
         self._log = log
         self._said: set[str] = set()
         self._unsaid: list[str] = []
-        self._loans: dict[int, _Loan] = {}
+        self._loans: dict[int, Loan] = {}
         self._watched: list[_Watched] = []
         self._before: memoryview[float] | None = None
 
@@ -118,24 +68,24 @@ class Adoption:
         if any(watched.registry is registry for watched in self._watched):
             return
         self._watched.append(_Watched(registry, self))
-        for collector in collectors_of(registry, _PATIENCE):
+        for collector in collectors_of(registry, PATIENCE):
             self.take(collector)
 
     def take(self, collector: Collector) -> None:
         """Adopt one metric, if it is one that can be. Never raises."""
         try:
-            shape = _shape(collector)
+            shape = shape_of(collector)
             if shape is not None:
                 self._lend(collector, shape)
         except DeclarationError:
-            self.say(_TAKEN.format(_called(collector)))
-        except (AttributeError, _Unreachable) as error:
-            self.say(_UNKNOWN.format(_called(collector), error))
+            self.say(TAKEN.format(called(collector)))
+        except (AttributeError, Unreachable) as error:
+            self.say(_UNKNOWN.format(called(collector), error))
         except Exception as error:
             self.failed("adoption", error)
 
-    def _lend(self, collector: Collector, shape: _Shape) -> None:
-        loan = _Loan(collector, shape, self)
+    def _lend(self, collector: Collector, shape: Shape) -> None:
+        loan = Loan(collector, shape, self)
         if self._loans.setdefault(id(collector), loan) is not loan:
             return
         try:
@@ -143,7 +93,7 @@ class Adoption:
         except BaseException as error:
             del self._loans[id(collector)]
             loan.end()
-            if not isinstance(error, _Function):
+            if not isinstance(error, Asked):
                 raise
 
     def covers(self, collector: Collector) -> bool:
@@ -261,135 +211,6 @@ class _Watched:
                 delattr(self.registry, name)
 
 
-class _Loan:
-    """One metric whose numbers live in a family of ours."""
-
-    def __init__(self, metric: Any, shape: _Shape, adoption: Adoption) -> None:
-        self.metric = metric
-        self._shape = shape
-        self._adoption = adoption
-        self._family: Family | None = None
-
-    def begin(self) -> None:
-        """Take the values over. Raises DeclarationError if the name is taken, _Unreachable."""
-        with _held(self.metric):
-            present = self._present()
-            for child in present.values():
-                _values(self._shape.kind, child)  # all of them, or none is touched
-            name, help, kind, labels, buckets, mode = self._shape
-            options: dict[str, Any] = {"mode": mode} if mode and _GAUGES_HAVE_MODES else {}
-            self._family = self._adoption.metrics.lend(
-                name, help, kind, labels, buckets, recall=self._recalled, **options
-            )
-            self._family.unit = self.metric._unit
-            for label_values, child in present.items():
-                self.bind(label_values, child)
-            if labels:
-                self.metric._metrics = _Children(self, present)
-                self.metric.clear = self._clear
-
-    def bind(self, label_values: tuple[str, ...], child: Any) -> None:
-        """Put the values of one child into cells."""
-        family = self._family
-        if family is None:
-            return
-        found = _values(self._shape.kind, child)
-        at = family.at(label_values)
-        own = label_values in family
-        if not own:
-            label_values = (OVERFLOW,) * len(family.labels)
-            self._adoption.say_later(_FULL.format(family.name, family.limit, OVERFLOW))
-        for place, value in enumerate(found):
-            take(value, family, label_values, at, place, own=own)
-        if self._shape.kind == "gauge":
-            child.set_function = partial(self._function_set, child)
-
-    def unbind(self, label_values: tuple[str, ...], child: Any) -> None:
-        """The metric has dropped this child; whoever holds it goes on counting to itself."""
-        if self._family is not None:
-            self._return(child)
-            self._family.forget(label_values)
-
-    def inherited(self) -> Iterator[tuple[int, int]]:
-        """(first, number) of the cells that a forked child goes on with."""
-        family = self._family
-        if family is not None and self._shape.mode not in ("", "sum"):
-            for at in family.indexes():
-                yield at, family.width
-
-    def end(self) -> None:
-        """Give the values back, with their numbers."""
-        family, self._family = self._family, None
-        if family is None:
-            return
-        try:
-            with _held(self.metric):
-                for child in self._present().values():
-                    self._return(child)
-                if family.labels:
-                    self.metric._metrics = self._present()
-                    vars(self.metric).pop("clear", None)
-        finally:
-            self._adoption.metrics.take_back(family.name)
-
-    def _present(self) -> dict[tuple[str, ...], Any]:
-        return dict(self.metric._metrics) if self._shape.labels else {(): self.metric}
-
-    def _return(self, child: Any) -> None:
-        for value in _parts(self._shape.kind, child):
-            give_back(value)
-        vars(child).pop("set_function", None)
-
-    def _clear(self) -> None:
-        metric, family = self.metric, self._family
-        if family is None:
-            type(metric).clear(metric)
-            return
-        with _held(metric):
-            dropped, metric._metrics = self._present(), _Children(self, {})
-            for child in dropped.values():
-                self._return(child)
-            family.forget_all()
-
-    def _recalled(self) -> None:
-        self._adoption.leave(self.metric)
-        self._adoption.say(_TAKEN.format(_called(self.metric)))
-
-    def _function_set(self, child: Any, function: Callable[[], float]) -> None:
-        # A function cannot be asked in another process: the worker that answers asks its own.
-        self._adoption.leave(self.metric)
-        type(child).set_function(child, function)
-
-
-class _Children(dict[tuple[str, ...], Any]):
-    """The children of a metric by their label values. `prometheus_client` changes it under the
-    metric's lock, in the ways that are overridden here.
-    """
-
-    __slots__ = ("_loan",)
-
-    def __init__(self, loan: _Loan, children: dict[tuple[str, ...], Any]) -> None:
-        super().__init__(children)
-        self._loan = loan
-
-    def __setitem__(self, label_values: tuple[str, ...], child: Any) -> None:
-        try:
-            self._loan.bind(label_values, child)
-        except Exception as error:
-            self._loan._adoption.failed("adoption", error)
-        super().__setitem__(label_values, child)
-
-    def __delitem__(self, label_values: tuple[str, ...]) -> None:
-        self.pop(label_values)
-
-    def pop(self, label_values: tuple[str, ...], *default: Any) -> Any:
-        there = label_values in self
-        child = super().pop(label_values, *default)
-        if there:
-            self._loan.unbind(label_values, child)
-        return child
-
-
 def adopt(
     metrics: Metrics,
     failed: Callable[[str, BaseException | None], None],
@@ -427,35 +248,6 @@ def covers(collector: Collector) -> bool:
     return adoption is not None and adoption.covers(collector)
 
 
-def _shape(collector: Any) -> _Shape | None:
-    """The family that a collector would be, or None for one that is left as it is.
-
-    Raises AttributeError if prometheus_client keeps it in another way than we know.
-    """
-    base: Any = next((one for one in _KINDS if isinstance(collector, one)), None)
-    if base is None or any(getattr(type(collector), n) is not getattr(base, n) for n in _METHODS):
-        return None
-    metric: Any = collector
-    kind, labels = _KINDS[base], tuple(metric._labelnames)
-    name = f"{metric._name}_total" if kind == "counter" else metric._name
-    buckets: tuple[float, ...] = ()
-    mode = ""
-    try:
-        check_names(name, labels)
-        if kind == "histogram":
-            buckets = check_buckets(name, metric._upper_bounds)
-    except DeclarationError:  # UTF-8 names, bounds that are there twice
-        return None
-    if kind == "gauge":
-        mode = metric._multiprocess_mode.removeprefix("live")
-        mode = _MODES.get(mode or "all", mode)
-        if mode == "live" and "worker" in labels:  # the label that will tell the workers apart
-            return None
-    if buckets and buckets[0] < 0:  # such a histogram has no sum
-        return None
-    return _Shape(name, metric._documentation, kind, labels, buckets, mode)
-
-
 def _watch_forks() -> None:
     """Once in a process: what is registered there cannot be taken back."""
     if _FORKS_WATCHED or not hasattr(os, "register_at_fork"):
@@ -475,37 +267,3 @@ def _watch_forks() -> None:
         after_in_parent=tell(Adoption.after_fork_in_parent),
         after_in_child=tell(Adoption.after_fork_in_child),
     )
-
-
-def _called(collector: Any) -> str:
-    return f"{type(collector).__name__} {getattr(collector, '_name', '?')}"
-
-
-def _parts(kind: str, child: Any) -> list[Any]:
-    """The values of a child, in the order of a family's cells."""
-    if kind == "histogram":
-        return [*child._buckets, child._sum]
-    return [child._count, child._sum] if kind == "summary" else [child._value]
-
-
-def _values(kind: str, child: Any) -> list[Any]:
-    if "_child_samples" in vars(child):  # set_function: there is no value
-        raise _Function
-    found = _parts(kind, child)
-    for value in found:
-        if not is_plain(value):
-            raise _Unreachable(f"a value is a {type(value).__name__}")
-    return found
-
-
-@contextmanager
-def _held(metric: Any) -> Iterator[None]:
-    """Hold the lock of a metric with labels; never for ever, as a fork may have left it held."""
-    lock = metric._lock if metric._labelnames else None
-    if lock is not None and not lock.acquire(timeout=_PATIENCE):
-        raise _Unreachable("its lock is held")
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.release()
