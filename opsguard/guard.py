@@ -20,6 +20,7 @@ from opsguard.exceptions import DeclarationError, SettingsError
 from opsguard.failures import Failures
 from opsguard.inspection import Limits, Marked, Served, Source, check
 from opsguard.metrics import Metrics
+from opsguard.metrics.adoption import adopt
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
 from opsguard.workers import Board, Place
@@ -322,6 +323,8 @@ class Runtime:
         )
         self.sink.also(ops.board.refresh)
         self.plan = self.compile(ops.settings)
+        if ops.settings.metrics.enabled and ops.settings.metrics.adopt:
+            adopt(ops.metrics, self.failures.report)
         self.set_up_logging()
 
     def port(self, protocol: Protocol[T]) -> Port[T]:

@@ -493,13 +493,15 @@ class Plan:
     def _sources(self) -> Exposition:
         from prometheus_client import REGISTRY
 
+        from opsguard.metrics import adoption
         from opsguard.metrics.exposition import Exposition
         from opsguard.metrics.process import ProcessCollector
 
         metrics = self.metrics
         shared = () if metrics is self.runtime.ops.metrics else (self.runtime.ops.metrics,)
         return Exposition(
-            (metrics, *shared, ProcessCollector(), REGISTRY),
+            (metrics, *shared, adoption.Beside((metrics, *shared)), ProcessCollector(), REGISTRY),
+            covered=adoption.covers,
             failures=self.failures.report,
             clock=self.clock,
         )

@@ -438,6 +438,8 @@ class Metrics(Group):
     """Upper bounds in seconds; +Inf is implied."""
     max_series: Annotated[int, Whole, Field(ge=1, le=1_000_000)] = 2000
     """Label sets per metric; the next ones share one overflow series."""
+    adopt: bool = True
+    """Keep the app's own metrics of prometheus_client beside ours, right across workers."""
     schema: Literal["prometheus", "otel"] = "prometheus"
     directory: File = None
     """Where the workers keep their numbers; None means that a place is found."""

@@ -16,7 +16,15 @@ from typing import Any
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
-__all__ = ["Answer", "ManualClock", "Request", "call_asgi", "call_wsgi", "serve_asgi"]
+__all__ = [
+    "Answer",
+    "ManualClock",
+    "Request",
+    "call_asgi",
+    "call_wsgi",
+    "release_metrics",
+    "serve_asgi",
+]
 
 Message = MutableMapping[str, Any]
 
@@ -93,6 +101,15 @@ class ClientLeft(OSError):
 def call_asgi(app: Any, request: Request) -> Answer:
     """One request to an ASGI app, in a loop of its own and an empty context."""
     return contextvars.Context().run(asyncio.run, serve_asgi(app, request))
+
+
+def release_metrics() -> None:
+    """Give `prometheus_client` back the metrics that the first `install` of this process adopted,
+    with their numbers, and let the next `install` be the first.
+    """
+    from opsguard.metrics.adoption import release
+
+    release()
 
 
 async def serve_asgi(app: Callable[..., Awaitable[None]], request: Request) -> Answer:

@@ -59,3 +59,12 @@ def no_logging_left_behind() -> Iterator[None]:
                 layer.sink.close()
             setup._layers.clear()
             setup._restore()
+
+
+@pytest.fixture(autouse=True)
+def no_metrics_adopted() -> Iterator[None]:
+    """An install adopts what is registered with prometheus_client; each test begins without."""
+    yield
+    from opsguard.testing import release_metrics
+
+    release_metrics()

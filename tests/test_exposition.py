@@ -715,7 +715,7 @@ def test_a_registry_without_the_private_names_is_one_collector() -> None:
     class Plain(CollectorRegistry):
         def __getattribute__(self, name: str) -> Any:
             caller = sys._getframe(1).f_globals["__name__"]
-            if name == "_collector_to_names" and caller == "opsguard.metrics.exposition":
+            if name == "_collector_to_names" and caller == "opsguard.metrics.crew":
                 raise AttributeError(name)
             return super().__getattribute__(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client.core import Metric
 
@@ -53,6 +53,7 @@ class Metrics:
         self._failed = failed
         self._families: dict[str, Family] = {}
         self._instruments: dict[str, Counter | Gauge | Histogram] = {}
+        self._lent: dict[str, Callable[[], None]] = {}
         self._overflow = self.family(
             "opsguard_series_overflow_total",
             "Label sets beyond the limit, counted together under <overflow>.",
@@ -94,6 +95,7 @@ class Metrics:
         buckets: tuple[float, ...] = (),
     ) -> Family:
         """A family of our own. A counter renamed to a name without ``_total`` becomes unknown."""
+        self._make_room(name)
         if kind == "counter" and not name.endswith("_total"):
             kind = "unknown"
         with self.store.lock:
@@ -111,6 +113,46 @@ class Metrics:
             )
             self._families[name] = made
         return made
+
+    def lend(
+        self,
+        name: str,
+        help: str,
+        kind: str,
+        labels: tuple[str, ...],
+        buckets: tuple[float, ...] = (),
+        *,
+        recall: Callable[[], None],
+        **options: Any,
+    ) -> Family:
+        """A family for a metric that is not ours: on the page, and not in `collect`, as a registry
+        has it already. When an instrument of ours wants the name, `recall` is called, which has
+        to `take_back` it; no lock is held then. `kind` may be ``summary``.
+
+        Raises DeclarationError for a name that is taken.
+        """
+        with self.store.lock:
+            if name in self._families:
+                raise DeclarationError(f"the metric {name} is declared twice")
+            made = self.family(name, help, kind, labels, buckets, **options)
+            made.silence()
+            self._lent[name] = recall
+        return made
+
+    def take_back(self, name: str) -> None:
+        """End a loan: the family is on the page no more. Idempotent."""
+        with self.store.lock:
+            if self._lent.pop(name, None) is not None:
+                self._families.pop(name).forget_all()
+
+    def lent(self) -> frozenset[str]:
+        """The names of the families that are lent."""
+        return frozenset(self._lent)
+
+    def _make_room(self, name: str) -> None:
+        recall = self._lent.get(name)
+        if recall is not None:
+            recall()
 
     def set_limit(self, limit: int) -> None:
         """The most label sets from now on, for the families there are and those to come."""
@@ -132,11 +174,11 @@ class Metrics:
                 self._failed(f"collector:{family.name}", error)
 
     def collect(self) -> Iterable[Metric]:
-        """The families as prometheus_client knows them."""
+        """The families as prometheus_client knows them; without those that are lent."""
         found = []
-        for family in list(self._families.values()):
+        for name, family in list(self._families.items()):
             try:
-                if len(family):
+                if len(family) and name not in self._lent:
                     found.append(family.collect())
             except Exception as error:
                 self._failed(f"collector:{family.name}", error)
@@ -152,6 +194,7 @@ class Metrics:
         buckets: tuple[float, ...] = (),
     ) -> Kind:
         check_names(name, labels)
+        self._make_room(name)
         with self.store.lock:
             found = self._instruments.get(name)
             if found is None:

@@ -23,16 +23,18 @@ _Exemplar = tuple[dict[str, str], float, float]  # labels, value, seconds since 
 
 
 class Family:
-    """One metric: `kind` is counter, gauge, histogram or unknown; `buckets` are a histogram's
-    upper bounds without +Inf.
+    """One metric: `kind` is counter, gauge, histogram, summary or unknown; `buckets` are a
+    histogram's upper bounds without +Inf.
 
     `at(labels)` gives the index of a series' first cell in `store.cells`. Cells of a histogram:
-    one for each bucket (not cumulative), one for +Inf, the sum. Thread-safe.
+    one for each bucket (not cumulative), one for +Inf, the sum; of a summary: the count, the sum.
+    Thread-safe.
     """
 
     __slots__ = (
         "_form",
         "_id",
+        "_idle",
         "_overflowed",
         "_series",
         "buckets",
@@ -45,6 +47,7 @@ class Family:
         "name",
         "on_overflow",
         "store",
+        "unit",
         "width",
     )
 
@@ -67,11 +70,13 @@ class Family:
         self.labels = labels
         self.buckets = buckets
         self.limit = limit
+        self.unit = ""
         self.on_overflow = on_overflow
-        self.width = len(buckets) + 2 if kind == "histogram" else 1
+        self.width = len(buckets) + 2 if kind in ("histogram", "summary") else 1
         self.exemplars: dict[tuple[tuple[str, ...], int], _Exemplar] = {}
         self.functions: dict[tuple[str, ...], Callable[[], float]] = {}
         self._series: dict[tuple[str, ...], int] = {}
+        self._idle: dict[tuple[str, ...], int] = {}
         self._form = ",".join([f'{label}="%s"' for label in labels])
         self._id: int | None = None
         self._overflowed = False
@@ -79,25 +84,48 @@ class Family:
     def __len__(self) -> int:
         return len(self._series)
 
+    def __contains__(self, values: tuple[str, ...]) -> bool:
+        """Whether these label values have a series of their own."""
+        return cleaned(values) in self._series
+
+    def indexes(self) -> list[int]:
+        """The first cells of its series."""
+        return list(self._series.values())
+
     def at(self, values: tuple[str, ...]) -> int:
         """The index of the first cell of the series with these label values."""
         found = self._series.get(values)
         return self._find(cleaned(values)) if found is None else found
 
     def forget(self, values: tuple[str, ...]) -> None:
-        """Stop exposing a series. Its cells stay taken: an index handed out must stay harmless."""
+        """Stop exposing a series. Its cells stay taken, as an index handed out must stay harmless,
+        and wait for the same label values: who clears and sets the same ones again and again needs
+        no more room.
+        """
         values = cleaned(values)
         with self.store.lock:
-            self._series.pop(values, None)
+            if values in self._series:
+                self._idle[values] = self._series.pop(values)
+                self._thin_out()
             self.functions.pop(values, None)
             for place in range(self.width):
                 self.exemplars.pop((values, place), None)
 
     def forget_all(self) -> None:
         with self.store.lock:
+            self._idle |= self._series
+            self._thin_out()
             self._series = {}
             self.functions = {}
             self.exemplars = {}
+
+    def _thin_out(self) -> None:
+        while len(self._idle) > self.limit:
+            del self._idle[next(iter(self._idle))]
+
+    def silence(self) -> None:
+        """Do not say when the limit is reached: that is left to its maker."""
+        self._overflowed = True
 
     def keep_exemplar(
         self,
@@ -126,6 +154,8 @@ class Family:
         if openmetrics:
             text = text.replace('"', '\\"')
         lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
+        if openmetrics and self.unit and name.endswith(f"_{self.unit}"):
+            lines.append(f"# UNIT {name} {self.unit}\n")
         lines += self._histograms(openmetrics) if self.width > 1 else self._values(openmetrics)
         return name, "".join(lines)
 
@@ -140,9 +170,9 @@ class Family:
             if self.width == 1:
                 metric.add_sample(self.name, labels, cells[at])
                 continue
-            bounds = [number(bound) for bound in self.buckets] + ["+Inf"]
+            bounds = self._bounds()
             counts = list(accumulate(cells[at : at + self.width - 1]))
-            for bound, count in zip(bounds, counts, strict=True):
+            for bound, count in zip(bounds, counts, strict=False):
                 metric.add_sample(f"{self.name}_bucket", {**labels, "le": bound}, count)
             metric.add_sample(f"{self.name}_count", labels, counts[-1])
             metric.add_sample(f"{self.name}_sum", labels, cells[at + self.width - 1])
@@ -183,6 +213,15 @@ class Family:
             return self.store.spare
 
     def _place(self, values: tuple[str, ...]) -> int:
+        at = self._idle.pop(values, None)
+        if at is None:
+            at = self._make(values)
+        else:
+            self.store.cells[at : at + self.width] = memoryview(bytes(8 * self.width)).cast("d")
+        self._series[values] = at
+        return at
+
+    def _make(self, values: tuple[str, ...]) -> int:
         if self._id is None:
             self._id = self.store.family(
                 {
@@ -193,9 +232,7 @@ class Family:
                     "buckets": self.buckets,
                 }
             )
-        at = self.store.series(self._id, values, self.width)
-        self._series[values] = at
-        return at
+        return self.store.series(self._id, values, self.width)
 
     def _values(self, openmetrics: bool) -> Iterator[str]:
         self._ask()
@@ -214,7 +251,7 @@ class Family:
     def _histograms(self, openmetrics: bool) -> Iterator[str]:
         """Thousands of series are usual here: one replacement and one formatting for each."""
         cells, width, name = self.store.cells, self.width, self.name
-        bounds = [number(bound) for bound in self.buckets] + ["+Inf"]
+        bounds = self._bounds()
         buckets = "".join([f'{name}_bucket{{\0le="{bound}"}} %d\n' for bound in bounds])
         totals = f"{name}_count\1 %d\n{name}_sum\1 %s\n"
         for values, at in list(self._series.items()):
@@ -224,8 +261,14 @@ class Family:
             if openmetrics and self.exemplars:
                 yield from self._bucket_lines(values, bounds, counts)
             else:
-                yield buckets.replace("\0", inside) % counts
+                yield buckets.replace("\0", inside) % counts[: len(bounds)]
             yield totals.replace("\1", braces) % (counts[-1], number(cells[at + width - 1]))
+
+    def _bounds(self) -> list[str]:
+        """The values of `le`; a summary has none."""
+        if self.kind == "summary":
+            return []
+        return [number(bound) for bound in self.buckets] + ["+Inf"]
 
     def _bucket_lines(
         self, values: tuple[str, ...], bounds: list[str], counts: tuple[int, ...]
