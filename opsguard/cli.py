@@ -8,11 +8,13 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from opsguard import OpsGuard, SettingsError, __version__
 from opsguard.inspection import inspected
 from opsguard.settings import Settings, options
+from opsguard.workers import living
 
 if TYPE_CHECKING:
     import click
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from opsguard.keys import Keys
     from opsguard.limiter.cli import Inspected
 
-__all__ = ["command", "guard_of", "keys_in_force", "limits_in_force", "main"]
+__all__ = ["command", "folders_in_use", "guard_of", "keys_in_force", "limits_in_force", "main"]
 
 EXTRA = "the extra opsguard-toolkit[demo] has it; in a checkout: python -m pip install '.[demo]'"
 MASK = "***"
@@ -54,6 +56,8 @@ def command() -> click.Group:
     from opsguard.demo import FRAMEWORKS, missing, run
     from opsguard.keys.cli import commands as keys_commands
     from opsguard.limiter.cli import commands as limits_commands
+    from opsguard.logging import level_of_name
+    from opsguard.workers.cli import commands as loggers_commands
 
     def console() -> Console:
         found = Console(highlight=False)
@@ -124,6 +128,7 @@ def command() -> click.Group:
 
     opsguard.add_command(keys_commands(keys_in_force))
     opsguard.add_command(limits_commands(limits_in_force))
+    opsguard.add_command(loggers_commands(folders_in_use, level_of_name))
     return opsguard
 
 
@@ -151,6 +156,15 @@ def limits_in_force(app: str = "") -> Inspected:
         return inspected(guard_of(app))
     settings = Settings.load({}).with_service()
     return Inspected(settings, limiter_of(settings))
+
+
+def folders_in_use(service: str = "") -> list[Path]:
+    """Where the workers of this service, by default that of the settings here, meet now.
+
+    :raises SettingsError: for wrong settings.
+    """
+    settings = Settings.load({}).with_service()
+    return living(settings.metrics.directory, service or settings.service)
 
 
 def guard_of(app: str) -> OpsGuard:

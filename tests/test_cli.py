@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -175,3 +176,57 @@ def test_the_demo_exits_as_it_went(
 
     assert run("demo", "--framework", "wsgi", "--port", "8123", "--once") == status
     assert asked == {"framework": "wsgi", "port": 8123, "once": True}
+
+
+def test_loggers_changes_the_levels_of_a_service_that_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In all groups of the service, and in none of another."""
+    monkeypatch.setenv("OPSGUARD_METRICS__DIRECTORY", str(tmp_path))
+    first, second, other = (opsguard.OpsGuard(name) for name in ("storefront", "storefront", "x"))
+    for ops in (first, second, other):
+        ops.metrics.counter("a_total", "A.").inc()
+
+    assert run("loggers", "set", "shop", "debug", "--minutes", "5") == 0
+    assert run("loggers", "set", "root", "ERROR") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "shop: DEBUG within about a second",
+        "root: ERROR within about a second",
+    ]
+    for ops in (first, second, other):
+        ops.board.refresh()
+    told = {"shop": "DEBUG", "": "ERROR"}
+    assert [ops.board.levels for ops in (first, second, other)] == [told, told, {}]
+
+    assert run("loggers", "reset", "root") == 0
+    capsys.readouterr()
+    assert run("loggers") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line.startswith(" ")] == ["  shop  DEBUG"] * 2
+    assert sum(str(tmp_path) in line for line in shown) == 2
+    for ops in (first, second):
+        ops.board.set_level("shop", None)
+        ops.board.set_level("", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("loggers",), "no such service runs here"),
+        (("loggers", "set", "shop", "DEBUG"), "no such service runs here"),
+        (("loggers", "set", "shop", "loud"), "'loud' is no log level"),
+        (("loggers", "reset", "shop", "--service", "elsewhere"), "no such service runs here"),
+    ],
+)
+def test_loggers_says_what_cannot_be(
+    arguments: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("OPSGUARD_METRICS__DIRECTORY", str(tmp_path))
+    (tmp_path / f"opsguard-{os.getuid()}" / "storefront").mkdir(parents=True)
+    (tmp_path / f"opsguard-{os.getuid()}" / "storefront" / "stray").touch()
+    assert run(*arguments) == 1
+    assert said in capsys.readouterr().err

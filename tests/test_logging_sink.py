@@ -819,3 +819,36 @@ def test_a_process_ended_by_a_signal_after_shutdown_lost_nothing() -> None:
     """
     done = run(script)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"serving\nafter\n")
+
+
+def test_who_looks_is_asked_with_the_lines_and_its_faults_are_its_own(sink: Sink) -> None:
+    looks = []
+
+    def look() -> None:
+        looks.append(1)
+        raise RuntimeError
+
+    sink.also(look)
+    sink.draw()
+    sink.look()
+    assert len(looks) == 2
+
+
+def test_in_the_loop_of_a_server_who_looks_is_asked_once_a_second(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing is logged, and until the server stops."""
+    monkeypatch.setattr("opsguard.logging.sink._BEAT", 0.01)
+    looks: list[int] = []
+
+    async def serve() -> None:
+        sink.also(lambda: looks.append(1))
+        sink.settle_in()
+        while len(looks) < 3:
+            await asyncio.sleep(0.005)
+        sink.shutdown()
+        looks.clear()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(serve(), 10))
+    assert looks == []

@@ -154,6 +154,34 @@ def test_processes_of_multiprocessing_belong_to_the_one_that_made_them(
     assert len(set(names)) == 1
 
 
+@pytest.mark.parametrize("asked", ["manager()", ""], ids=["asked", "only imported"])
+def test_a_fork_server_that_imported_the_app_ahead_is_nobody_s_manager(
+    asked: str, tmp_path: Path
+) -> None:
+    """As it is started with the main module from Python 3.14 on."""
+    (tmp_path / "ahead.py").write_text(
+        f"from opsguard.workers.group import manager\n{asked}\n"
+        "def tell(queue):\n    queue.put(manager().name)\n"
+    )
+    program = """
+        import multiprocessing
+        from ahead import tell
+        from opsguard.workers.group import manager
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["ahead"])
+            queue = context.Queue()
+            children = [context.Process(target=tell, args=(queue,)) for _ in range(2)]
+            [child.start() for child in children]
+            print(manager().name, *[queue.get(timeout=30) for _ in children])
+            [child.join() for child in children]
+    """
+    names = ran(tmp_path, program)
+    assert len(names) == 3
+    assert len(set(names)) == 1
+
+
 def test_a_pool_that_a_worker_forks_stays_in_the_worker_s_group(tmp_path: Path) -> None:
     program = """
         import multiprocessing

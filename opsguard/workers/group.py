@@ -91,7 +91,7 @@ _manager: Process | None = None
 def _find() -> Process:
     own = Process.of(os.getpid())
     pid = _arbiter() or _maker()
-    if pid is None or pid == own.pid:
+    if not pid or pid == own.pid:
         return own
     found = Process.of(pid)
     # One that began after us is not what started us: the manager is gone, and its pid used again.
@@ -121,16 +121,18 @@ def _maker() -> int | None:
     if parent is not None:
         pid: int = parent.pid
         return pid
-    if not getattr(process.current_process(), "_inheriting", False):
-        return None
     # A child that imports its parent's main module, in which the app may be made (`python main.py`
     # with `uvicorn.run("main:app", workers=4)`), and learns only after that who its parent is.
-    # Started by a fork server, it is that one's child, and the fork server is the parent's.
+    inheriting = getattr(process.current_process(), "_inheriting", False)
     server: Any = sys.modules.get("multiprocessing.forkserver")
-    code = getattr(getattr(server, "main", None), "__code__", None)
-    if code is not None and any(frame.f_code is code for frame in _main_thread()):
-        return _stat(os.getppid(), 1) or None
-    return os.getppid()
+    if server is not None:
+        running = {frame.f_code for frame in _main_thread()}
+        if getattr(server.main, "__code__", None) in running:
+            # A fork server, which may have imported the app ahead, was made by the parent of those
+            # that it forks; they run below `_serve_one`.
+            one = getattr(getattr(server, "_serve_one", None), "__code__", None)
+            return _stat(os.getppid(), 1) if one in running else os.getppid()
+    return os.getppid() if inheriting else None
 
 
 def _main_thread() -> Iterator[FrameType]:

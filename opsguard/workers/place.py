@@ -23,14 +23,14 @@ from pathlib import Path
 from opsguard.workers.group import Process, manager
 from opsguard.workers.seats import OFD_LOCKS, is_taken
 
-__all__ = ["Place", "is_held", "sweep"]
+__all__ = ["Place", "is_held", "living", "sweep"]
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _GRACE = 60.0  # seconds a folder may be without a held file: its owner is just starting
 _GRACE_ELSEWHERE = 3600.0  # and one of another container, whose manager we can't see
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-_numbers: dict[tuple[str, str], Iterator[int]] = {}
+_numbers: dict[str, Iterator[int]] = {}
 
 
 class Place:
@@ -41,13 +41,12 @@ class Place:
     when an object dies may differ from worker to worker. Makes nothing before `directory`.
     """
 
-    __slots__ = ("_path", "_root", "_service")
+    __slots__ = ("_path", "_root", "_services")
 
     def __init__(self, base: str | None, service: str) -> None:
-        self._root = Path(base) if base is not None else _default_base()
-        self._service = _UNSAFE.sub("_", service)[:64].strip(".") or "service"
-        numbers = _numbers.setdefault((str(self._root), self._service), itertools.count())
-        number = next(numbers)
+        self._root = _root(base)
+        self._services = _services(self._root, service)
+        number = next(_numbers.setdefault(str(self._services), itertools.count()))
         self._path = [str(number)] if number else []
 
     def directory(self, now: float) -> Path:
@@ -55,7 +54,7 @@ class Place:
 
         Raises OSError when it cannot be made, or when somebody else owns what is in its place.
         """
-        services = self._root / f"opsguard-{os.getuid()}" / self._service
+        services = self._services
         directory = services.joinpath(manager().name, *self._path)
         self._root.mkdir(parents=True, exist_ok=True)
         for folder in (services.parent, services, services / manager().name, directory):
@@ -64,6 +63,16 @@ class Place:
         os.utime(services / manager().name)  # who sweeps sees that somebody is about to come in
         sweep(services, now)
         return directory
+
+
+def living(base: str | None, service: str) -> list[Path]:
+    """The folders in which workers of this service meet now. Makes and removes nothing."""
+    try:
+        groups = [one for one in _services(_root(base), service).iterdir() if _is_folder(one)]
+        folders = [one for group in groups for one in (*_inside(group), group)]
+        return sorted(folder for folder in folders if any(map(is_held, _files(folder))))
+    except OSError:
+        return []  # there is none, or it is not ours to read
 
 
 def sweep(services: Path, now: float) -> None:
@@ -87,7 +96,7 @@ def _sweep_one(folder: Path, now: float) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or now - found.st_mtime < grace:
         return
-    inside = [child for child in folder.iterdir() if child.name.isdigit() and _is_folder(child)]
+    inside = _inside(folder)
     folders = [*inside, folder]
     files = [file for one in folders for file in one.iterdir() if file not in inside]
     if any(_is_folder(file) or is_held(file) for file in files):
@@ -113,6 +122,24 @@ def is_held(path: Path) -> bool:
         return True
     finally:
         os.close(file)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The folders of further OpsGuards in a group's."""
+    return [child for child in folder.iterdir() if child.name.isdigit() and _is_folder(child)]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [child for child in folder.iterdir() if not _is_folder(child)]
+
+
+def _root(base: str | None) -> Path:
+    return Path(base) if base is not None else _default_base()
+
+
+def _services(root: Path, service: str) -> Path:
+    name = _UNSAFE.sub("_", service)[:64].strip(".") or "service"
+    return root / f"opsguard-{os.getuid()}" / name
 
 
 def _is_folder(path: Path) -> bool:

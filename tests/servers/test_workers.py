@@ -103,6 +103,28 @@ def test_all_workers_meet_in_one_folder_and_after_a_restart_in_another(
     assert len(set(folders)) == 2
 
 
+@pytest.mark.parametrize(
+    ("server", "app", "arguments"),
+    [
+        pytest.param("uvicorn-httptools", "asgi", (), id="uvicorn"),
+        pytest.param("uvicorn-httptools", "asgi", ("--reload",), id="uvicorn --reload"),
+        pytest.param("gunicorn-gthread", "wsgi", (), id="gunicorn", marks=pytest.mark.full),
+        pytest.param(
+            *("gunicorn-gthread", "wsgi", ("--preload", "--reload")),
+            id="gunicorn --reload",
+            marks=pytest.mark.full,
+        ),
+        pytest.param("granian-asgi", "asgi", (), id="granian", marks=pytest.mark.full),
+    ],
+)
+def test_a_worker_on_its_own_meets_where_the_server_started(
+    server: str, app: str, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    told = {"CONTRACT_WORKERS": "1"}
+    with running(SERVERS[server], app, tmp_path, *arguments, environ=told) as served:
+        assert Path(ask(served)["folder"]).name.split("-")[0] == str(served.process.pid)
+
+
 @pytest.mark.parametrize(("server", "app", "arguments"), CASES)
 def test_a_log_level_told_to_one_worker_reaches_all(
     server: str, app: str, arguments: tuple[str, ...], tmp_path: Path
