@@ -20,7 +20,7 @@ __all__ = ["PATIENCE", "TAKEN", "Loan"]
 
 PATIENCE = 1.0
 """Seconds to wait for a lock of `prometheus_client`."""
-TAKEN = "{} of prometheus_client has the name of one of opsguard's metrics, which is shown"
+TAKEN = "{} of prometheus_client is not shown: one of opsguard's metrics has its name"
 _FULL = "metric {} has reached its {} label sets; further ones are counted together as {}"
 _GAUGES_HAVE_MODES = "mode" in signature(Metrics.family).parameters
 
