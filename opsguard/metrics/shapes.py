@@ -50,7 +50,8 @@ class Shape(NamedTuple):
     labels: tuple[str, ...]
     buckets: tuple[float, ...]
     mode: str
-    """Of a gauge."""
+    """Of a gauge; anything else is a sum."""
+    unit: str
 
 
 def shape_of(collector: Any) -> Shape | None:
@@ -65,7 +66,7 @@ def shape_of(collector: Any) -> Shape | None:
     kind, labels = _KINDS[base], tuple(metric._labelnames)
     name = f"{metric._name}_total" if kind == "counter" else metric._name
     buckets: tuple[float, ...] = ()
-    mode = ""
+    mode = "sum"
     try:
         check_names(name, labels)
         if kind == "histogram":
@@ -78,7 +79,7 @@ def shape_of(collector: Any) -> Shape | None:
             return None
     if buckets and buckets[0] < 0:  # such a histogram has no sum
         return None
-    return Shape(name, clean(metric._documentation), kind, labels, buckets, mode)
+    return Shape(name, clean(metric._documentation), kind, labels, buckets, mode, metric._unit)
 
 
 def called(collector: Any) -> str:
