@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prometheus_client.core import Metric
 
@@ -121,20 +121,22 @@ class Metrics:
         kind: str,
         labels: tuple[str, ...],
         buckets: tuple[float, ...] = (),
+        mode: str = "sum",
+        unit: str = "",
         *,
         recall: Callable[[], None],
-        **options: Any,
     ) -> Family:
         """A family for a metric that is not ours: on the page, and not in `collect`, as a registry
         has it already. When an instrument of ours wants the name, `recall` is called, which has
-        to `take_back` it; no lock is held then. `kind` may be ``summary``.
+        to `take_back` it; no lock is held then. `kind` may be ``summary``, `mode` is a gauge's.
 
         Raises DeclarationError for a name that is taken.
         """
         with self.store.lock:
             if name in self._families:
                 raise DeclarationError(f"the metric {name} is declared twice")
-            made = self.family(name, help, kind, labels, buckets, **options)
+            made = self.family(name, help, kind, labels, buckets)
+            made.unit = unit
             made.silence()
             self._lent[name] = recall
         return made

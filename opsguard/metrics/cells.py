@@ -22,7 +22,7 @@ from opsguard.metrics.store import Store
 
 __all__ = ["Cell", "LockedCell", "Shared", "give_back", "is_plain", "take"]
 
-_PARTS = frozenset({"_value", "_lock", "_exemplar"})
+_PARTS = ("_value", "_lock", "_exemplar")
 
 if TYPE_CHECKING:
 
@@ -133,7 +133,7 @@ class Shared(_Taken):
 
 def is_plain(value: object) -> bool:
     """Whether this is a value of prometheus_client as we know it, in memory and its own."""
-    return type(value) is MutexValue and vars(value).keys() >= _PARTS
+    return type(value) is MutexValue and all(hasattr(value, part) for part in _PARTS)
 
 
 def _cell(family: Family) -> type[Cell]:

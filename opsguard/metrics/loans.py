@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from opsguard.metrics import Metrics
 from opsguard.metrics.cells import give_back, take
 from opsguard.metrics.families import OVERFLOW, Family
 from opsguard.metrics.shapes import Shape, Unreachable, called, parts, plain_values
@@ -20,9 +18,8 @@ __all__ = ["PATIENCE", "TAKEN", "Loan"]
 
 PATIENCE = 1.0
 """Seconds to wait for a lock of `prometheus_client`."""
-TAKEN = "{} of prometheus_client has the name of one of opsguard's metrics, which is shown"
+TAKEN = "{} of prometheus_client is not shown: one of opsguard's metrics has its name"
 _FULL = "metric {} has reached its {} label sets; further ones are counted together as {}"
-_GAUGES_HAVE_MODES = "mode" in signature(Metrics.family).parameters
 
 
 class Loan:
@@ -40,15 +37,10 @@ class Loan:
             present = self._present()
             for child in present.values():
                 plain_values(self._shape.kind, child)  # all of them, or none is touched
-            name, help, kind, labels, buckets, mode = self._shape
-            options: dict[str, Any] = {"mode": mode} if mode and _GAUGES_HAVE_MODES else {}
-            self._family = self.adoption.metrics.lend(
-                name, help, kind, labels, buckets, recall=self._recalled, **options
-            )
-            self._family.unit = self.metric._unit
+            self._family = self.adoption.metrics.lend(*self._shape, recall=self._recalled)
             for label_values, child in present.items():
                 self.bind(label_values, child)
-            if labels:
+            if self._shape.labels:
                 self.metric._metrics = _Children(self, present)
                 self.metric.clear = self._clear
 
@@ -77,7 +69,7 @@ class Loan:
     def inherited(self) -> Iterator[tuple[int, int]]:
         """(first, number) of the cells that a forked child goes on with."""
         family = self._family
-        if family is not None and self._shape.mode not in ("", "sum"):
+        if family is not None and self._shape.mode != "sum":
             for at in family.indexes():
                 yield at, family.width
 
