@@ -486,6 +486,7 @@ class Plan:
             settings.metrics.names.get("service_info", "service_info"),
             "The service, always 1.",
             ("service", "version", "git_sha", "environment"),
+            mode="max",
         )
         labels = (settings.service, settings.version, settings.git_sha, settings.environment)
         info.labels(*labels).set(1)
