@@ -22,7 +22,7 @@ from opsguard.metrics.instruments import (
     check_names,
 )
 from opsguard.metrics.merge import Merged
-from opsguard.metrics.retired import Death
+from opsguard.metrics.retired import Death, Interrupted
 from opsguard.metrics.store import Store
 from opsguard.metrics.text import collect, expose
 
@@ -33,6 +33,7 @@ __all__ = [
     "Gauge",
     "Histogram",
     "HttpMetrics",
+    "Interrupted",
     "Metrics",
     "RouteSeries",
 ]
