@@ -220,6 +220,7 @@ typedef struct {
     Core *core; /* of a request that was opened here; a websocket has none */
     double started, first_byte, ended;
     long long received, sent;
+    Py_ssize_t place; /* see Recorder */
     char closed, correlated, left, uploads;
 } Exchange;
 
@@ -234,6 +235,7 @@ static PyMemberDef exchange_members[] = {
     {"started", T_DOUBLE, offsetof(Exchange, started), 0, NULL},
     {"first_byte", T_DOUBLE, offsetof(Exchange, first_byte), 0, NULL},
     {"ended", T_DOUBLE, offsetof(Exchange, ended), 0, NULL},
+    {"place", T_PYSSIZET, offsetof(Exchange, place), 0, NULL},
     {"received", T_LONGLONG, offsetof(Exchange, received), 0, NULL},
     {"sent", T_LONGLONG, offsetof(Exchange, sent), 0, NULL},
     {"closed", T_BOOL, offsetof(Exchange, closed), 0, NULL},
@@ -445,6 +447,9 @@ static PyTypeObject SeriesType = {
 
 /* Recorder: begin and record of HttpMetrics ----------------------------------------------------- */
 
+/* As in `metrics.inflight`: places of ten cells, when, which cell, 64 bytes of the request's id. */
+enum { PLACES = 256, PLACE_CELLS = 10, PLACE_ID = 64 };
+
 typedef struct {
     Py_ssize_t count;
     double *edges;
@@ -457,6 +462,9 @@ typedef struct {
     PyObject *cells; /* the memoryview that `view` was taken of */
     Py_buffer view;
     Buckets seconds, sizes;
+    Py_ssize_t table; /* the first cell of the store's table of what is in flight */
+    int vacant;       /* places of it that are free */
+    unsigned char free[PLACES];
 } Recorder;
 
 static int
@@ -495,10 +503,12 @@ bisect_left(const Buckets *buckets, double value)
 static PyObject *
 recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"store", "routes", "resolve", "outcome", "unmatched", "seconds", "sizes", NULL};
+    static char *keys[] = {"store",     "routes", "resolve", "outcome",
+                           "unmatched", "table",  "seconds", "sizes",   NULL};
     PyObject *store, *routes, *resolve, *outcome, *unmatched, *seconds, *sizes;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOUOO", keys, &ShelfType, &store, &PyDict_Type, &routes,
-                                     &resolve, &outcome, &unmatched, &seconds, &sizes))
+    Py_ssize_t table;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOUnOO", keys, &ShelfType, &store, &PyDict_Type,
+                                     &routes, &resolve, &outcome, &unmatched, &table, &seconds, &sizes))
         return NULL;
     Recorder *self = (Recorder *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -508,6 +518,7 @@ recorder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->resolve = Py_NewRef(resolve);
     self->outcome = Py_NewRef(outcome);
     self->unmatched = Py_NewRef(unmatched);
+    self->table = table;
     if (buckets_of(seconds, &self->seconds) < 0 || buckets_of(sizes, &self->sizes) < 0)
         Py_CLEAR(self);
     return (PyObject *)self;
@@ -577,6 +588,8 @@ cells_of(Recorder *self, Py_ssize_t *count)
         Py_buffer old_view = self->view;
         self->cells = cells;
         self->view = view;
+        for (self->vacant = 0; self->vacant < PLACES; self->vacant++)
+            self->free[self->vacant] = (unsigned char)self->vacant;
         if (old != NULL) {
             PyBuffer_Release(&old_view);
             Py_DECREF(old);
@@ -599,6 +612,41 @@ no_such_cell(void)
     if (!PyErr_Occurred())
         PyErr_SetString(PyExc_IndexError, "no such cell");
     return -1;
+}
+
+/* Say in the table that the request is being served. With all places taken it is only counted. */
+static inline void
+take_place(Recorder *self, double *cells, Py_ssize_t count, Exchange *x, Py_ssize_t cell)
+{
+    x->place = 0;
+    if (self->vacant == 0 || !inside(count, self->table, PLACES * PLACE_CELLS - 1))
+        return;
+    Py_ssize_t at = self->table + PLACE_CELLS * self->free[--self->vacant];
+    double *place = cells + at;
+    char *id = (char *)(place + 2);
+    Py_ssize_t length = 0;
+    if (x->request_id != NULL && PyUnicode_CheckExact(x->request_id) && PyUnicode_IS_COMPACT_ASCII(x->request_id)) {
+        length = PyUnicode_GET_LENGTH(x->request_id);
+        length = length < PLACE_ID ? length : PLACE_ID;
+        memcpy(id, PyUnicode_1BYTE_DATA(x->request_id), length);
+    }
+    memset(id + length, 0, PLACE_ID - length);
+    place[1] = (double)cell;
+    place[0] = x->started > 0.0 ? x->started : 1e-9; /* 0.0 is a free place */
+    x->place = at;
+}
+
+/* Give the place back, unless it is one of the parent of this process: those cells are zeros here. */
+static inline void
+free_place(Recorder *self, double *cells, Py_ssize_t count, Exchange *x)
+{
+    Py_ssize_t at = x->place, place = (at - self->table) / PLACE_CELLS;
+    x->place = 0;
+    if (at < self->table || place >= PLACES || !inside(count, at, PLACE_CELLS - 1) || cells[at] == 0.0
+        || self->vacant >= PLACES)
+        return;
+    cells[at] = 0.0;
+    self->free[self->vacant++] = (unsigned char)place;
 }
 
 /* The series of (method, endpoint), new reference. */
@@ -634,6 +682,7 @@ begin(Recorder *self, Exchange *x)
         return no_such_cell();
     }
     cells[series->in_progress] += 1.0;
+    take_place(self, cells, count, x, series->in_progress);
     put(&x->series, (PyObject *)series);
     Py_DECREF(series);
     return 0;
@@ -691,6 +740,8 @@ record(Recorder *self, Exchange *x)
     cells[upload + bisect_left(&self->sizes, received)] += 1.0;
     cells[upload + size_last] += received;
     cells[open] -= begun;
+    if (begun != 0.0)
+        free_place(self, cells, all, x);
     return 0;
 }
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING or speed is None:
             "marked",
             "method",
             "path",
+            "place",
             "plan",
             "received",
             "reply",
@@ -94,6 +95,8 @@ class Exchange(Fields):
     """The function or class that the route leads to; set when the route is entered."""
     series: RouteSeries | None
     """Set when the route is entered: from then on the request is in progress."""
+    place: int
+    """Where the worker's file says that this request is being served; set with `series`."""
     fields: dict[str, object] | None
     """What `ops.bind` bound."""
     status: int

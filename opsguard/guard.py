@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from opsguard.context import current
 from opsguard.exceptions import DeclarationError, SettingsError
 from opsguard.failures import Failures
 from opsguard.inspection import Limits, Marked, Served, Source, check
-from opsguard.metrics import Metrics
+from opsguard.metrics import Death, Metrics
 from opsguard.metrics.adoption import adopt
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from opsguard.settings import Settings
 
 __all__ = ["OpsGuard", "Runtime"]
+
+_SAID = 20
+"""Requests of one dead worker that get a line each."""
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 """A handler: it keeps its type under our decorators."""
@@ -316,6 +322,10 @@ class Runtime:
         self._dropped = ops.metrics.counter(
             "opsguard_dropped_total", "Items lost because a sink did not keep up.", ("sink",)
         )
+        self._deaths = ops.metrics.counter(
+            "worker_deaths_total", "Workers that ended without closing their numbers."
+        )
+        ops.metrics.died = self._mourn
         self.failures.count_error = lambda site: self._errors.labels(site).inc()
         self.failures.count_dropped = lambda sink, count: self._dropped.labels(sink).inc(count)
         self.sink: Sink = open_sink(
@@ -326,6 +336,8 @@ class Runtime:
         if ops.settings.metrics.enabled and ops.settings.metrics.adopt:
             adopt(ops.metrics, self.failures.report)
         self.set_up_logging()
+        ops.metrics.tidy()
+        _after_forks(self)  # after the sink's own hook: what is found is logged
 
     def port(self, protocol: Protocol[T]) -> Port[T]:
         """What one adapter holds."""
@@ -460,6 +472,8 @@ class Runtime:
         """The server said that it starts: it has configured its own logging by now."""
         self.set_up_logging()
         self.sink.settle_in()
+        self.ops.metrics.leave(False)
+        self.ops.metrics.tidy()
 
     def set_up_logging(self) -> None:
         """Route the root and the servers' loggers to our output. Repeated at lifespan start, as
@@ -477,4 +491,43 @@ class Runtime:
 
     def stop(self) -> None:
         """The server said that it stops: write what is buffered, and from now on every line."""
+        self.ops.metrics.leave()
         self.sink.shutdown()
+
+    def _mourn(self, death: Death) -> None:
+        """A worker was found dead: count it, and say what it was serving."""
+        self._deaths.inc()
+        logger, now = logging.getLogger("opsguard"), elapsed()
+        for request in death.requests[:_SAID]:
+            logger.warning(
+                "worker %d died while serving %s %s, request %s, %.1f s after it began",
+                death.pid,
+                request.method,
+                request.endpoint,
+                request.request_id,
+                now - request.started,
+                extra={
+                    "worker_pid": death.pid,
+                    "method": request.method,
+                    "endpoint": request.endpoint,
+                    "interrupted_request_id": request.request_id,
+                    "age_seconds": round(now - request.started, 3),
+                },
+            )
+        if len(death.requests) > _SAID:
+            more = len(death.requests) - _SAID
+            logger.warning("worker %d died while serving %d further requests", death.pid, more)
+        elif not death.requests:
+            logger.warning("worker %d died; it was serving nothing", death.pid)
+
+
+def _after_forks(runtime: Runtime) -> None:
+    reference = weakref.ref(runtime)
+
+    def in_child() -> None:
+        alive = reference()
+        if alive is not None:
+            alive.ops.metrics.tidy()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)

@@ -18,6 +18,7 @@ from opsguard.ids import fresh, valid
 from opsguard.marks import Marks
 from opsguard.metrics import UNMATCHED, HttpMetrics, Metrics
 from opsguard.problems import problem
+from opsguard.workers import manager
 
 if TYPE_CHECKING:
     from opsguard.guard import Runtime
@@ -486,6 +487,7 @@ class Plan:
             settings.metrics.names.get("service_info", "service_info"),
             "The service, always 1.",
             ("service", "version", "git_sha", "environment"),
+            mode="max",
         )
         labels = (settings.service, settings.version, settings.git_sha, settings.environment)
         info.labels(*labels).set(1)
@@ -499,8 +501,10 @@ class Plan:
 
         metrics = self.metrics
         shared = () if metrics is self.runtime.ops.metrics else (self.runtime.ops.metrics,)
+        ours = self.runtime.ops.metrics
+        processes = ProcessCollector(workers=ours.workers, manager=lambda: manager().pid)
         return Exposition(
-            (metrics, *shared, adoption.Beside((metrics, *shared)), ProcessCollector(), REGISTRY),
+            (metrics, *shared, adoption.Beside((metrics, *shared)), processes, REGISTRY),
             covered=adoption.covers,
             failures=self.failures.report,
             clock=self.clock,

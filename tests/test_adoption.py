@@ -731,7 +731,8 @@ def test_a_forked_child_counts_from_zero_in_a_file_of_its_own(tmp_path: Path) ->
         from prometheus_client import Counter, Gauge, REGISTRY
         from opsguard.metrics import Metrics, adoption
         from opsguard.metrics.exposition import Exposition
-        from opsguard.metrics.store import SERIES, Store, read_records
+        from opsguard.metrics.layout import SERIES, read_records
+        from opsguard.metrics.store import Store
 
         failed = lambda site, error: print(site, error)
         metrics = Metrics(Store(lambda: Path(sys.argv[1]), failed), failed=failed)

@@ -19,12 +19,14 @@ from prometheus_client.samples import Sample
 
 from opsguard.exceptions import DeclarationError
 from opsguard.exchange import Exchange
-from opsguard.metrics import Metrics, families
-from opsguard.metrics import store as store_module
+from opsguard.metrics import Metrics
 from opsguard.metrics.exposition import Exposition
-from opsguard.metrics.families import OVERFLOW, Family, clean, escape
+from opsguard.metrics.families import OVERFLOW, Family, clean
 from opsguard.metrics.http import HttpMetrics
+from opsguard.metrics.layout import SPARE_CELLS
 from opsguard.metrics.store import Store
+from opsguard.metrics.text import escape
+from opsguard.metrics.text import number as written_number
 from opsguard.settings import Metrics as Options
 
 FORMS = pytest.mark.parametrize("form", [False, True], ids=["text", "openmetrics"])
@@ -157,7 +159,7 @@ def test_an_observed_nan_falls_in_the_last_bucket() -> None:
 
 
 def test_numbers_are_written_as_both_formats_have_them() -> None:
-    written = [families.number(value) for value in (1, 0.1, math.inf, -math.inf, math.nan)]
+    written = [written_number(value) for value in (1, 0.1, math.inf, -math.inf, math.nan)]
     assert written == ["1.0", "0.1", "+Inf", "-Inf", "NaN"]
 
 
@@ -297,8 +299,10 @@ def test_a_full_store_takes_samples_and_shows_those_that_had_room() -> None:
 
 
 def test_a_family_that_never_got_room_writes_to_the_spare_cells() -> None:
-    store = Store(lambda: None, Failed(), limit=1 << 13)
+    store = Store(lambda: None, Failed(), limit=1 << 15)
     wide = Family(store, "wide", "", "histogram", buckets=tuple(map(float, range(500))))
+    Family(store, "n", "", "gauge").at(())
+    store.table(0, 400)
     at = wide.at(())
     assert at == store.spare
     store.cells[at + wide.width - 1] += 1.0
@@ -313,7 +317,7 @@ def test_the_widest_family_fits_the_spare_cells(series: int) -> None:
     for number in range(series):
         widest.labels(str(number)).observe(1)
     assert metrics.family("probe", "", "gauge", ()).width == 1
-    assert widest._family.width <= store_module.SPARE_CELLS
+    assert widest._family.width <= SPARE_CELLS
 
 
 def test_no_lock_is_held_while_the_warning_is_logged() -> None:
@@ -570,6 +574,7 @@ def ended(method: str = "GET", endpoint: str = "/a", status: int = 200, **values
         setattr(exchange, name, value)
     exchange.method, exchange.endpoint, exchange.status = method, endpoint, status
     exchange.series = None
+    exchange.request_id = "an-id"
     return exchange
 
 

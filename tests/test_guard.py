@@ -532,7 +532,7 @@ def test_a_worker_forked_after_a_scrape_says_who_it_is(tmp_path: Path) -> None:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        assert pipe.read() == "(1.0, 0)"
+        assert pipe.read() == "(1.0, 1.0)"  # once, and what its parent had counted
     os.waitpid(pid, 0)
 
 

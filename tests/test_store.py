@@ -23,16 +23,18 @@ from typing import Any
 import pytest
 
 from opsguard.metrics import store as module
-from opsguard.metrics.store import (
+from opsguard.metrics.inflight import PLACES, WIDTH
+from opsguard.metrics.layout import (
     FAMILY,
+    IN_FLIGHT,
     SERIES,
     SPARE,
     SPARE_CELLS,
     Record,
-    Store,
-    StoreFull,
+    read_header,
     read_records,
 )
+from opsguard.metrics.store import Store, StoreFull
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 THREADS = 16
@@ -55,6 +57,16 @@ def in_memory(**options: Any) -> Store:
 
 def in_file(folder: Path, **options: Any) -> Store:
     return Store(lambda: folder, Complaints(), **options)
+
+
+def workers(folder: Path) -> list[Path]:
+    """The files of workers, in the order of their numbers."""
+    return sorted(folder.glob("worker-*"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def named(path: Path | None, number: int, pid: int) -> bool:
+    """Whether the file is of the worker with this number and pid."""
+    return path is not None and path.name.startswith(f"worker-{number}-{pid}-")
 
 
 def one_series(store: Store, count: int = 1) -> int:
@@ -137,7 +149,8 @@ def test_a_new_store_has_opened_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     one_series(store)
     assert asked == ["place"]
-    assert [path.name for path in tmp_path.iterdir()] == [f"worker-{os.getpid()}"]
+    assert {path.name for path in tmp_path.iterdir()} == {"seats", store.path and store.path.name}
+    assert named(store.path, 0, os.getpid())
     store.close()
 
 
@@ -152,6 +165,7 @@ def test_what_is_written_is_read_back(place: str, tmp_path: Path) -> None:
     data = store.read() if store.path is None else store.path.read_bytes()
     assert list(read_records(data)) == [
         Record(SPARE, None, (0.0,) * SPARE_CELLS),
+        Record(IN_FLIGHT, None, (0.0,) * PLACES * WIDTH),
         Record(FAMILY, definition, ()),
         Record(SERIES, [0, "a", "é\n\0\ud800"], (1.5, float("inf"))),
     ]
@@ -168,34 +182,56 @@ def test_the_file_is_for_its_owner_only_and_locked_while_it_lives(tmp_path: Path
     store.close()
 
 
-def test_a_file_left_by_an_earlier_process_of_our_pid_is_replaced(tmp_path: Path) -> None:
-    left = tmp_path / f"worker-{os.getpid()}"
+def test_each_store_has_a_file_and_a_number_of_its_own(tmp_path: Path) -> None:
+    """An earlier file of this pid is left alone: it holds what somebody counted."""
+    left = tmp_path / f"worker-0-{os.getpid()}-0123456789abcdef"
     left.write_bytes(b"old")
+    stores = [in_file(tmp_path) for _ in range(3)]
+    for number, store in enumerate(stores):
+        one_series(store)
+        assert store.number == number
+        assert named(store.path, number, os.getpid())
+        assert store.path is not None
+        header = read_header(store.path.read_bytes())
+        assert header is not None
+        assert (header.pid, header.number, header.flags) == (os.getpid(), number, 0)
+    assert left.read_bytes() == b"old"
+    stores[1].close()
+    again = in_file(tmp_path)
+    one_series(again)
+    assert again.number == 1
+    for store in (*stores, again):
+        store.close()
+
+
+def test_a_file_is_seen_only_once_it_is_whole_and_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, seen = Path.rename, []
+
+    def noted(self: Path, target: Path) -> Path:
+        seen.append((workers(tmp_path), is_held(self), len(records(self.read_bytes()))))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
     store = in_file(tmp_path)
     one_series(store)
-    assert store.path == left
-    assert left.read_bytes()[:8] == b"OPSGUARD"
+    assert seen == [([], True, 2)]
     store.close()
 
 
-def test_close_removes_the_file_and_its_empty_folder_and_counting_goes_on(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    store = in_file(folder)
+def test_close_says_so_lets_go_of_the_file_and_counting_goes_on(tmp_path: Path) -> None:
+    store = in_file(tmp_path)
     at = one_series(store)
+    (path,) = workers(tmp_path)
     store.close()
     store.close()
-    assert not folder.exists()
+    assert not is_held(path)
+    header = read_header(path.read_bytes())
+    assert header is not None
+    assert header.flags == 1
     store.cells[at] += 1.0
     assert store.cells[at] == 1.0
-
-
-def test_close_leaves_a_folder_that_others_are_in(tmp_path: Path) -> None:
-    (tmp_path / "worker-1").touch()
-    store = in_file(tmp_path)
-    one_series(store)
-    store.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["worker-1"]
 
 
 # --- no room, no right, no disk
@@ -275,14 +311,9 @@ def is_refused(folder: Path) -> Path:
     raise PermissionError(f"{folder} is not a directory of ours")
 
 
-def holds_a_folder_in_our_place(folder: Path) -> Path:
-    (folder / f"worker-{os.getpid()}").mkdir()
-    return folder
-
-
 @pytest.mark.parametrize(
     "place",
-    [is_a_file, is_missing, is_refused, holds_a_folder_in_our_place],
+    [is_a_file, is_missing, is_refused],
     ids=lambda place: place.__name__.replace("_", " "),
 )
 def test_a_place_that_cannot_be_written_means_private_memory_and_one_complaint(
@@ -309,7 +340,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_no_file(
     one_series(store)
     assert len(complaints.seen) == 1
     assert store.path is None
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["seats"]
 
 
 def test_a_complaint_may_itself_count() -> None:
@@ -475,7 +506,8 @@ def test_a_child_starts_at_zero_under_the_same_index(place: str, tmp_path: Path)
     before, series, name, pid = in_child(child)
     assert before == (0.0, 0.0)
     assert series == [([0, "a"], (1.0, 0.0)), ([0, "b"], (7.0,))]
-    assert name == (None if place == "memory" else f"worker-{pid}")
+    assert (name is None) == (place == "memory")
+    assert name is None or named(Path(name), 1, pid)
     assert store.cells[at] == 5.0
     mine = records(store.read() if store.path is None else store.path.read_bytes())
     assert [r.cells for r in mine if r.kind == SERIES] == [(5.0, 0.0)]
@@ -488,7 +520,7 @@ def test_a_child_of_a_store_that_was_never_used_opens_its_own_later(tmp_path: Pa
 
     def child() -> object:
         one_series(store)
-        return store.path is not None and store.path.name == f"worker-{os.getpid()}"
+        return named(store.path, 0, os.getpid())
 
     assert in_child(child) is True
     assert store.path is None
@@ -597,11 +629,14 @@ def test_the_parents_lock_ends_with_the_parent_though_its_child_lives(tmp_path: 
     assert process.stdout is not None
     parent, child = map(int, process.stdout.readline().split())
     try:
-        assert is_held(tmp_path / f"worker-{parent}")
+        of_parent, of_child = workers(tmp_path)
+        assert named(of_parent, 0, parent)
+        assert named(of_child, 1, child)
+        assert is_held(of_parent)
         os.kill(parent, signal.SIGKILL)
         process.wait(10)
-        assert not is_held(tmp_path / f"worker-{parent}")
-        assert is_held(tmp_path / f"worker-{child}")
+        assert not is_held(of_parent)
+        assert is_held(of_child)
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()
@@ -648,10 +683,9 @@ def test_a_spawned_process_has_a_file_of_its_own(tmp_path: Path) -> None:
     process.start()
     process.join(60)
     assert process.exitcode == 0
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"worker-{os.getpid()}",
-        f"worker-{process.pid}",
-    }
+    mine, theirs = workers(tmp_path)
+    assert named(mine, 0, os.getpid())
+    assert named(theirs, 1, process.pid or 0)
     store.close()
 
 
@@ -675,7 +709,7 @@ def sound() -> bytes:
         pytest.param(b"", id="nothing"),
         pytest.param(b"OPSGUARD", id="less than a header"),
         pytest.param(b"X" + sound()[1:], id="another magic"),
-        pytest.param(sound()[:8] + b"\2\0\0\0" + sound()[12:], id="another version"),
+        pytest.param(sound()[:8] + b"\1\0\0\0" + sound()[12:], id="another version"),
         pytest.param(sound()[:12] + b"\0\0\0\0" + sound()[16:], id="another header size"),
     ],
 )
@@ -686,9 +720,9 @@ def test_a_file_that_is_not_ours_has_no_records(data: bytes) -> None:
 def test_a_file_cut_short_gives_the_records_before_the_cut() -> None:
     data = sound()
     whole = records(data)
-    assert len(whole) == 3
-    assert records(data[:-1]) == whole[:2]
-    assert records(data[: len(data) - 64]) == whole[:1]
+    assert len(whole) == 4
+    assert records(data[:-1]) == whole[:3]
+    assert records(data[: len(data) - 64]) == whole[:2]
 
 
 @pytest.mark.parametrize(
@@ -725,5 +759,5 @@ def test_a_record_is_invisible_until_it_is_whole(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(store, "_publish", late)
     store.series(0, ("b",), 1)
-    assert seen == [3]
-    assert len(records(store.read())) == 4
+    assert seen == [4]
+    assert len(records(store.read())) == 5

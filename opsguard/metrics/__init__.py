@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from prometheus_client.core import Metric
 
 from opsguard.exceptions import DeclarationError
+from opsguard.metrics.definitions import Definition
 from opsguard.metrics.families import Family
+from opsguard.metrics.gathering import Gathering
 from opsguard.metrics.http import UNMATCHED, HttpMetrics, RouteSeries
 from opsguard.metrics.instruments import (
     DURATION_BUCKETS,
@@ -16,21 +18,29 @@ from opsguard.metrics.instruments import (
     Gauge,
     Histogram,
     check_buckets,
+    check_mode,
     check_names,
 )
+from opsguard.metrics.merge import Merged
+from opsguard.metrics.retired import Death, Interrupted
 from opsguard.metrics.store import Store
+from opsguard.metrics.text import collect, expose
 
 __all__ = [
     "UNMATCHED",
     "Counter",
+    "Death",
     "Gauge",
     "Histogram",
     "HttpMetrics",
+    "Interrupted",
     "Metrics",
     "RouteSeries",
 ]
 
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Metrics:
@@ -39,6 +49,8 @@ class Metrics:
     Instruments may be declared at any time; declaring the same one again gives the first, so a
     module may be reloaded. Thread-safe. `limit` is the most label sets a family may have.
     Also a Collector of prometheus_client: ``registry.register(ops.metrics)`` works.
+
+    What it tells is of all workers that share the store's directory.
     """
 
     def __init__(
@@ -51,6 +63,11 @@ class Metrics:
         self.store = store
         self._limit = limit
         self._failed = failed
+        self.died: Callable[[Death], None] = _nothing
+        """Hears of each worker that was found dead without having closed its file."""
+        self._gathering = Gathering(
+            store, failed=failed, died=lambda death: self.died(death), limit=limit
+        )
         self._families: dict[str, Family] = {}
         self._instruments: dict[str, Counter | Gauge | Histogram] = {}
         self._lent: dict[str, Callable[[], None]] = {}
@@ -71,9 +88,16 @@ class Metrics:
         kind = "counter" if name.endswith("_total") else "unknown"
         return self._instrument(Counter, name, help, kind, tuple(labels))
 
-    def gauge(self, name: str, help: str = "", labels: Sequence[str] = ()) -> Gauge:
-        """A gauge. Raises DeclarationError like `counter`."""
-        return self._instrument(Gauge, name, help, "gauge", tuple(labels))
+    def gauge(
+        self, name: str, help: str = "", labels: Sequence[str] = (), mode: str = "sum"
+    ) -> Gauge:
+        """A gauge. `mode` says what it shows of several workers: their "sum", "max" or "min", the
+        "latest" that was set, or "live": each living worker's own, with the label `worker`.
+
+        Raises DeclarationError like `counter`.
+        """
+        check_mode(name, mode, labels)
+        return self._instrument(Gauge, name, help, "gauge", tuple(labels), mode=mode)
 
     def histogram(
         self,
@@ -93,6 +117,8 @@ class Metrics:
         kind: str,
         labels: tuple[str, ...],
         buckets: tuple[float, ...] = (),
+        mode: str = "sum",
+        unit: str = "",
     ) -> Family:
         """A family of our own. A counter renamed to a name without ``_total`` becomes unknown."""
         self._make_room(name)
@@ -108,6 +134,8 @@ class Metrics:
                 kind,
                 labels,
                 buckets=buckets,
+                mode=mode,
+                unit=unit,
                 limit=self._limit,
                 on_overflow=self._count_overflow,
             )
@@ -135,8 +163,7 @@ class Metrics:
         with self.store.lock:
             if name in self._families:
                 raise DeclarationError(f"the metric {name} is declared twice")
-            made = self.family(name, help, kind, labels, buckets)
-            made.unit = unit
+            made = self.family(name, help, kind, labels, buckets, mode, unit)
             made.silence()
             self._lent[name] = recall
         return made
@@ -158,33 +185,74 @@ class Metrics:
 
     def set_limit(self, limit: int) -> None:
         """The most label sets from now on, for the families there are and those to come."""
-        self._limit = limit
+        self._limit = self._gathering.limit = limit
         for family in list(self._families.values()):
             family.limit = limit
+
+    def tidy(self) -> None:
+        """Add up what dead workers left, and say what they were serving. Never raises or waits."""
+        self._gathering.tidy()
+
+    def leave(self, leaving: bool = True) -> None:
+        """The process says that it ends, or that it goes on after all; see `Store.leave`."""
+        self.store.leave(leaving)
+
+    def workers(self) -> list[tuple[int, int]]:
+        """(number, pid) of each living worker, this one among them, as the last page saw them."""
+        return self._gathering.workers()
 
     def expose(self, openmetrics: bool) -> Iterator[tuple[str, str]]:
         """(family name, finished text) of every family that has a series. A family that fails (a
         gauge's function raised) is left out and counted.
         """
-        for family in list(self._families.values()):
-            try:
-                if not family.labels:
-                    family.at(())  # a metric without labels is there from the start, with 0
-                if len(family):
-                    yield family.expose(openmetrics)
-            except Exception as error:
-                self._failed(f"collector:{family.name}", error)
+        return self._each(
+            lambda family, merged: family.expose(openmetrics, merged),
+            lambda definition, merged: expose(definition, merged.numbers(definition), openmetrics),
+        )
 
     def collect(self) -> Iterable[Metric]:
         """The families as prometheus_client knows them; without those that are lent."""
-        found = []
-        for name, family in list(self._families.items()):
-            try:
-                if len(family) and name not in self._lent:
-                    found.append(family.collect())
-            except Exception as error:
-                self._failed(f"collector:{family.name}", error)
-        return found
+        return list(
+            self._each(
+                lambda family, merged: family.collect(merged),
+                lambda definition, merged: collect(definition, merged.numbers(definition)),
+                without=self.lent(),
+            )
+        )
+
+    def _each(
+        self,
+        known: Callable[[Family, Merged | None], T],
+        unknown: Callable[[Definition, Merged], T],
+        without: frozenset[str] = frozenset(),
+    ) -> Iterator[T]:
+        """What one of the two makes of every family: of ours, and of those that only other workers
+        have.
+        """
+        families = dict(self._families)
+        for family in families.values():
+            if not family.labels:  # there from the start, with 0
+                self._guarded(family.name, family.at, ())
+        merged = self._guarded("workers", self._gathering.merged)
+        for family in families.values():
+            if family.name in without:
+                continue
+            if len(family) or (merged is not None and merged.places.get(family.definition)):
+                made = self._guarded(family.name, known, family, merged)
+                if made is not None:
+                    yield made
+        if merged is not None:
+            for definition in merged.strangers(families):
+                found = self._guarded(definition.name, unknown, definition, merged)
+                if found is not None:
+                    yield found
+
+    def _guarded(self, name: str, make: Callable[P, T], *args: P.args, **no: P.kwargs) -> T | None:
+        try:
+            return make(*args, **no)
+        except Exception as error:
+            self._failed(f"collector:{name}", error)
+            return None
 
     def _instrument(
         self,
@@ -194,16 +262,17 @@ class Metrics:
         kind: str,
         labels: tuple[str, ...],
         buckets: tuple[float, ...] = (),
+        mode: str = "sum",
     ) -> Kind:
         check_names(name, labels)
         self._make_room(name)
         with self.store.lock:
             found = self._instruments.get(name)
             if found is None:
-                made = type_(self.family(name, help, kind, labels, buckets))
+                made = type_(self.family(name, help, kind, labels, buckets, mode))
                 self._instruments[name] = made
                 return made
-        if isinstance(found, type_) and found.shape == (labels, buckets):
+        if isinstance(found, type_) and found.shape == (labels, buckets, mode):
             return found
         raise DeclarationError(f"the metric {name} is declared twice, and differently")
 
@@ -211,3 +280,7 @@ class Metrics:
         at = self._overflow.at((name,))
         with self.store.exclusive:
             self.store.cells[at] += 1.0
+
+
+def _nothing(death: Death) -> None:
+    return None

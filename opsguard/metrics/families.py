@@ -1,4 +1,4 @@
-"""Families: a metric with its label names, its series in the store, and its text.
+"""Families: a metric with its label names, and its series in the store.
 
 A family knows how many label sets it may have. The one after the last goes, with all that follow,
 to one series whose label values are all ``<overflow>``, is counted, and is said once.
@@ -7,37 +7,34 @@ to one series whose label values are all ``<overflow>``, is counted, and is said
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
-from math import isfinite
+from collections.abc import Callable, Mapping
 
 from prometheus_client.core import Metric
 
+from opsguard.metrics import text
+from opsguard.metrics.definitions import Definition
+from opsguard.metrics.merge import OVERFLOW, Merged
 from opsguard.metrics.store import Store, StoreFull
+from opsguard.metrics.text import Exemplar, Numbers, clean, cleaned
 
 __all__ = ["OVERFLOW", "Family", "clean"]
-
-OVERFLOW = "<overflow>"
-_LONGEST = 1024
-_Exemplar = tuple[dict[str, str], float, float]  # labels, value, seconds since the epoch
 
 
 class Family:
     """One metric: `kind` is counter, gauge, histogram, summary or unknown; `buckets` are a
-    histogram's upper bounds without +Inf.
+    histogram's upper bounds without +Inf; `mode` says what a gauge shows of several workers.
 
-    `at(labels)` gives the index of a series' first cell in `store.cells`. Cells of a histogram:
-    one for each bucket (not cumulative), one for +Inf, the sum; of a summary: the count, the sum.
-    Thread-safe.
+    `at(labels)` gives the index of a series' first cell in `store.cells`; see `Definition.width`
+    for its cells. Thread-safe.
     """
 
     __slots__ = (
-        "_form",
         "_id",
         "_idle",
         "_overflowed",
         "_series",
         "buckets",
+        "definition",
         "exemplars",
         "functions",
         "help",
@@ -47,7 +44,6 @@ class Family:
         "name",
         "on_overflow",
         "store",
-        "unit",
         "width",
     )
 
@@ -60,6 +56,8 @@ class Family:
         labels: tuple[str, ...] = (),
         *,
         buckets: tuple[float, ...] = (),
+        mode: str = "sum",
+        unit: str = "",
         limit: int = 2000,
         on_overflow: Callable[[str], None] | None = None,
     ) -> None:
@@ -70,14 +68,13 @@ class Family:
         self.labels = labels
         self.buckets = buckets
         self.limit = limit
-        self.unit = ""
         self.on_overflow = on_overflow
-        self.width = len(buckets) + 2 if kind in ("histogram", "summary") else 1
-        self.exemplars: dict[tuple[tuple[str, ...], int], _Exemplar] = {}
+        self.definition = Definition(name, kind, labels, buckets, mode, help, unit)
+        self.width = self.definition.width
+        self.exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
         self.functions: dict[tuple[str, ...], Callable[[], float]] = {}
         self._series: dict[tuple[str, ...], int] = {}
         self._idle: dict[tuple[str, ...], int] = {}
-        self._form = ",".join([f'{label}="%s"' for label in labels])
         self._id: int | None = None
         self._overflowed = False
 
@@ -98,26 +95,32 @@ class Family:
         return self._find(cleaned(values)) if found is None else found
 
     def forget(self, values: tuple[str, ...]) -> None:
-        """Stop exposing a series. Its cells stay taken, as an index handed out must stay harmless,
-        and wait for the same label values: who clears and sets the same ones again and again needs
-        no more room.
+        """Stop exposing what this worker has of a series. Its cells stay taken, as an index handed
+        out must stay harmless, and wait for the same label values: who clears and sets the same
+        ones again and again needs no more room.
         """
         values = cleaned(values)
         with self.store.lock:
-            if values in self._series:
-                self._idle[values] = self._series.pop(values)
+            at = self._series.pop(values, None)
+            if at is not None:
+                self._idle[values] = at
                 self._thin_out()
             self.functions.pop(values, None)
             for place in range(self.width):
                 self.exemplars.pop((values, place), None)
+            if at is not None:
+                self.store.drop((at,))
 
     def forget_all(self) -> None:
         with self.store.lock:
             self._idle |= self._series
             self._thin_out()
+            cells = set(self._series.values())
             self._series = {}
             self.functions = {}
             self.exemplars = {}
+            if cells:
+                self.store.drop(cells)
 
     def _thin_out(self) -> None:
         while len(self._idle) > self.limit:
@@ -139,44 +142,39 @@ class Family:
         as bounded as the series.
         """
         values = cleaned(values)
-        if values in self._series:
+        at = self._series.get(values)
+        if at is not None:
             texts = {name: clean(text) for name, text in labels.items()}
-            self.exemplars[values, place] = (texts, value, now)
+            kept = self.exemplars[values, place] = Exemplar(texts, value, now)
+            self.store.keep_exemplar(at + place, kept)
 
-    def expose(self, openmetrics: bool) -> tuple[str, str]:
-        """(family name, its finished text block) in the Prometheus text or OpenMetrics format."""
-        name, kind = self.name, self.kind
-        if kind == "counter" and openmetrics:
-            name = name.removesuffix("_total")
-        if kind == "unknown" and not openmetrics:
-            kind = "untyped"
-        text = self.help.replace("\\", "\\\\").replace("\n", "\\n")
-        if openmetrics:
-            text = text.replace('"', '\\"')
-        lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
-        if openmetrics and self.unit and name.endswith(f"_{self.unit}"):
-            lines.append(f"# UNIT {name} {self.unit}\n")
-        lines += self._histograms(openmetrics) if self.width > 1 else self._values(openmetrics)
-        return name, "".join(lines)
+    def expose(self, openmetrics: bool, merged: Merged | None = None) -> tuple[str, str]:
+        """(family name, its finished text block) in the Prometheus text or OpenMetrics format: the
+        numbers of this worker, or those of all.
+        """
+        return text.expose(self.definition, self.numbers(merged), openmetrics)
 
-    def collect(self) -> Metric:
+    def collect(self, merged: Merged | None = None) -> Metric:
         """The family as prometheus_client knows it, for registries and push gateways."""
-        self._ask()
-        cells = self.store.cells
-        name = self.name.removesuffix("_total") if self.kind == "counter" else self.name
-        metric = Metric(name, self.help, self.kind)
-        for values, at in list(self._series.items()):
-            labels = dict(zip(self.labels, values, strict=True))
-            if self.width == 1:
-                metric.add_sample(self.name, labels, cells[at])
-                continue
-            bounds = self._bounds()
-            counts = list(accumulate(cells[at : at + self.width - 1]))
-            for bound, count in zip(bounds, counts, strict=False):
-                metric.add_sample(f"{self.name}_bucket", {**labels, "le": bound}, count)
-            metric.add_sample(f"{self.name}_count", labels, counts[-1])
-            metric.add_sample(f"{self.name}_sum", labels, cells[at + self.width - 1])
-        return metric
+        return text.collect(self.definition, self.numbers(merged))
+
+    def numbers(self, merged: Merged | None = None) -> Numbers:
+        """What there is of it, in this worker or in all of them. A function of a gauge is asked
+        here; what it says stands for all workers, as it is asked in none of the others.
+        """
+        said = {values: float(function()) for values, function in list(self.functions.items())}
+        for values, value in said.items():
+            self.store.cells[self.at(values)] = value
+        if merged is None:
+            return Numbers(self.store.cells, dict(self._series), self.exemplars)
+        found = merged.numbers(self.definition)
+        live = (str(self.store.number),) if found.told_apart else ()
+        for values, value in said.items():
+            at = found.series.get((*values, *live))
+            if at is not None:  # else it was made after the reading
+                merged.cells[at] = value
+        newest = merged.exemplars.get(self.definition, {})
+        return found._replace(exemplars={**self.exemplars, **newest})
 
     def _find(self, values: tuple[str, ...]) -> int:
         with self.store.lock:
@@ -218,110 +216,11 @@ class Family:
             at = self._make(values)
         else:
             self.store.cells[at : at + self.width] = memoryview(bytes(8 * self.width)).cast("d")
+            self.store.revive({at})
         self._series[values] = at
         return at
 
     def _make(self, values: tuple[str, ...]) -> int:
         if self._id is None:
-            self._id = self.store.family(
-                {
-                    "name": self.name,
-                    "type": self.kind,
-                    "help": self.help,
-                    "labels": self.labels,
-                    "buckets": self.buckets,
-                }
-            )
+            self._id = self.store.family(self.definition.record())
         return self.store.series(self._id, values, self.width)
-
-    def _values(self, openmetrics: bool) -> Iterator[str]:
-        self._ask()
-        cells = self.store.cells
-        for values, at in list(self._series.items()):
-            pairs = self._pairs(values)
-            braces = f"{{{pairs}}}" if pairs else ""
-            exemplar = self._exemplar(values, 0) if openmetrics and self.kind == "counter" else ""
-            yield f"{self.name}{braces} {number(cells[at])}{exemplar}\n"
-
-    def _ask(self) -> None:
-        """Set the cells that a function stands for."""
-        for values, function in list(self.functions.items()):
-            self.store.cells[self.at(values)] = float(function())
-
-    def _histograms(self, openmetrics: bool) -> Iterator[str]:
-        """Thousands of series are usual here: one replacement and one formatting for each."""
-        cells, width, name = self.store.cells, self.width, self.name
-        bounds = self._bounds()
-        buckets = "".join([f'{name}_bucket{{\0le="{bound}"}} %d\n' for bound in bounds])
-        totals = f"{name}_count\1 %d\n{name}_sum\1 %s\n"
-        for values, at in list(self._series.items()):
-            pairs = self._pairs(values).replace("%", "%%")
-            inside, braces = (f"{pairs},", f"{{{pairs}}}") if pairs else ("", "")
-            counts = tuple(accumulate(map(int, cells[at : at + width - 1])))
-            if openmetrics and self.exemplars:
-                yield from self._bucket_lines(values, bounds, counts)
-            else:
-                yield buckets.replace("\0", inside) % counts[: len(bounds)]
-            yield totals.replace("\1", braces) % (counts[-1], number(cells[at + width - 1]))
-
-    def _bounds(self) -> list[str]:
-        """The values of `le`; a summary has none."""
-        if self.kind == "summary":
-            return []
-        return [number(bound) for bound in self.buckets] + ["+Inf"]
-
-    def _bucket_lines(
-        self, values: tuple[str, ...], bounds: list[str], counts: tuple[int, ...]
-    ) -> Iterator[str]:
-        pairs = "".join([f"{pair}," for pair in (self._pairs(values),) if pair])
-        for place, (bound, count) in enumerate(zip(bounds, counts, strict=True)):
-            exemplar = self._exemplar(values, place)
-            yield f'{self.name}_bucket{{{pairs}le="{bound}"}} {count}{exemplar}\n'
-
-    def _exemplar(self, values: tuple[str, ...], place: int) -> str:
-        found = self.exemplars.get((values, place))
-        if found is None:
-            return ""
-        labels, value, when = found
-        pairs = ",".join([f'{name}="{escape(text)}"' for name, text in labels.items()])
-        return f" # {{{pairs}}} {number(value)} {when:.3f}"
-
-    def _pairs(self, values: tuple[str, ...]) -> str:
-        text = "".join(values)
-        if '"' in text or "\\" in text or "\n" in text:
-            values = tuple([escape(value) for value in values])
-        return self._form % values
-
-
-def clean(value: object) -> str:
-    """`value` as a label value that no scrape can break on: text, at most 1,024 characters, no NUL,
-    nothing that UTF-8 cannot encode.
-    """
-    try:
-        text = value if type(value) is str else str(value)
-    except Exception:  # a label value's own __str__
-        return "<unprintable>"
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 1] + "…"
-    if text.isascii() and text.isprintable():
-        return text
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def cleaned(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The label values cleaned: the same tuple where all are clean, as families share it then."""
-    made = tuple([clean(value) for value in values])
-    return values if made == values else made
-
-
-def escape(text: str) -> str:
-    """A label value between its quotes, in both formats."""
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def number(value: float) -> str:
-    """A sample value in both formats."""
-    if isfinite(value):
-        return repr(float(value))
-    return "NaN" if value != value else "+Inf" if value > 0 else "-Inf"

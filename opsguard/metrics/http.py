@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opsguard.accelerator import speed
 from opsguard.http import METHODS
 from opsguard.metrics.families import Family
+from opsguard.metrics.inflight import TABLE_AT, Places
 
 if TYPE_CHECKING:
     from opsguard import settings as options
@@ -153,6 +154,7 @@ class HttpMetrics:
             "gauge",
             ("endpoint",),
         )
+        self._places = Places(metrics.store)
         self.routes: dict[tuple[str, str], RouteSeries] = {}
         self.recorder: Any = self._recorder()
 
@@ -166,6 +168,7 @@ class HttpMetrics:
             resolve=self._resolve,
             outcome=self._outcome,
             unmatched=UNMATCHED,
+            table=TABLE_AT,
             seconds=self._seconds,
             sizes=SIZE_BUCKETS,
         )
@@ -176,6 +179,7 @@ class HttpMetrics:
             fast: Callable[[Exchange], None] = self.recorder.begin
             return fast
         store, routes, resolve = self._store, self.routes, self._resolve
+        take = self._places.take
 
         def begin(exchange: Exchange) -> None:
             endpoint = exchange.endpoint or UNMATCHED
@@ -183,7 +187,9 @@ class HttpMetrics:
                 series = routes[exchange.method, endpoint]
             except KeyError:
                 series = resolve(exchange.method, endpoint)
-            store.cells[series.in_progress] += 1.0
+            at = series.in_progress
+            exchange.place = take(exchange.started, at, exchange.request_id)
+            store.cells[at] += 1.0
             exchange.series = series
 
         def locked(exchange: Exchange) -> None:
@@ -198,6 +204,7 @@ class HttpMetrics:
             fast: Callable[[Exchange], None] = self.recorder.record
             return fast
         store, seconds, outcome, resolve = self._store, self._seconds, self._outcome, self.series
+        free = self._places.free
         last, size_last = len(seconds) + 1, len(SIZE_BUCKETS) + 1
 
         def record(exchange: Exchange) -> None:
@@ -206,6 +213,8 @@ class HttpMetrics:
             if series is None:  # its route was never entered
                 series = resolve(exchange.method, exchange.endpoint or UNMATCHED)
                 begun = 0.0
+            else:
+                free(exchange.place)
             try:
                 count, total = series.outcomes[exchange.status]
             except KeyError:

@@ -7,7 +7,6 @@ store's lock (see `store`). After a fork the child counts from zero in its own f
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.exceptions import DeclarationError
+from opsguard.metrics.definitions import LABEL, MODES, MOST_BUCKETS, NAME
+from opsguard.metrics.exemplars import LONGEST
 from opsguard.metrics.families import Family, clean
 
 __all__ = ["Counter", "Gauge", "Histogram"]
@@ -25,9 +26,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound="_Series")
 
-_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-_EXEMPLAR_LIMIT = 128  # characters of all names and values, OpenMetrics 1.0
 DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Seconds; the defaults of prometheus_client."""
 
@@ -47,8 +45,8 @@ class _Series:
         if exemplar is None:
             return
         size = sum([len(name) + len(text) for name, text in exemplar.items()])
-        if size > _EXEMPLAR_LIMIT:
-            raise ValueError(f"an exemplar has at most {_EXEMPLAR_LIMIT} characters, not {size}")
+        if size > LONGEST:
+            raise ValueError(f"an exemplar has at most {LONGEST} characters, not {size}")
         self._family.keep_exemplar(self._values, place, exemplar, value, wall())
 
 
@@ -79,17 +77,25 @@ class CounterSeries(_Series):
 
 
 class GaugeSeries(_Series):
-    """A number that goes up and down."""
+    """A number that goes up and down. One of mode `latest` notes when it was set or changed."""
 
-    __slots__ = ()
+    __slots__ = ("_dated",)
+
+    def __init__(self, family: Family, values: tuple[str, ...]) -> None:
+        super().__init__(family, values)
+        self._dated = family.definition.mode == "latest"
 
     def set(self, value: float) -> None:
         self._store.cells[self._at] = float(value)
+        if self._dated:
+            self._store.cells[self._at + 1] = wall()
 
     def inc(self, amount: float = 1.0) -> None:
         amount = float(amount)
         with self._store.exclusive:
             self._store.cells[self._at] += amount
+        if self._dated:
+            self._store.cells[self._at + 1] = wall()
 
     def dec(self, amount: float = 1.0) -> None:
         self.inc(-amount)
@@ -172,9 +178,9 @@ class _Instrument(Generic[S]):
         self._made = {}
 
     @property
-    def shape(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        """Label names and bucket bounds."""
-        return self._family.labels, self._family.buckets
+    def shape(self) -> tuple[tuple[str, ...], tuple[float, ...], str]:
+        """Label names, bucket bounds, mode."""
+        return self._family.labels, self._family.buckets, self._family.definition.mode
 
     def labels(self, *values: object, **named: object) -> S:
         """The series with these label values, by position or by name, each turned into text.
@@ -274,13 +280,21 @@ class Histogram(_Instrument[HistogramSeries]):
 
 def check_names(name: str, labels: Sequence[str]) -> None:
     """Raises DeclarationError for a name or label name that Prometheus would refuse."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise DeclarationError(f"{name!r} is not a metric name: letters, digits, _ and : only")
     for label in labels:
-        if not _LABEL.fullmatch(label) or label == "le":
+        if not LABEL.fullmatch(label) or label == "le":
             raise DeclarationError(f"{label!r} is not a label name for {name}")
     if len(set(labels)) != len(labels):
         raise DeclarationError(f"{name} names a label twice: {tuple(labels)}")
+
+
+def check_mode(name: str, mode: str, labels: Sequence[str]) -> None:
+    """Raises DeclarationError for what is no mode of a gauge, or clashes with its label."""
+    if mode not in MODES:
+        raise DeclarationError(f"{mode!r} is not a mode for {name}: {', '.join(MODES)}")
+    if mode == "live" and "worker" in labels:
+        raise DeclarationError(f"{name} gets the label worker by its mode; it has one already")
 
 
 def check_buckets(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
@@ -293,6 +307,6 @@ def check_buckets(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
         low >= high or low != low for low, high in pairwise((*bounds, float("inf")))
     ):
         raise DeclarationError(f"the buckets of {name} must grow: {tuple(buckets)}")
-    if len(bounds) > 500:
-        raise DeclarationError(f"{name} has {len(bounds)} buckets; 500 are the most")
+    if len(bounds) > MOST_BUCKETS:
+        raise DeclarationError(f"{name} has {len(bounds)} buckets; {MOST_BUCKETS} are the most")
     return bounds

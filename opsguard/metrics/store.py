@@ -1,18 +1,6 @@
 """Numbers in shared memory: one mapped file per process, additions in place, readable by others.
 
-Layout, version 1, native byte order, everything aligned to 8 bytes::
-
-    header    64 bytes   magic "OPSGUARD", version, pid, used (bytes of finished records)
-    record    16 bytes   total size, key size, number of cells, kind (see below)
-              key        UTF-8 JSON, padded with NUL to 8 bytes
-              cells      that many doubles
-    record    ...
-
-A family record's key is an object (name, type, help, label names, buckets); its id is its place
-among the family records. A series record's key is an array, ``[family id, label values…]``. One
-spare record comes first: cells that nobody reads, for samples that have no room. Records are only
-ever appended, and `used` is moved past a record after it is complete: a reader that reads `used`
-first and then `used` bytes never sees half a record.
+How the file is laid out is told in `layout`.
 
 **Why no increment is lost.** The writer says ``cells[i] += x`` on a memoryview of doubles with `x`
 a float or int. CPython switches threads (and runs signal handlers) only at calls, function entry
@@ -22,66 +10,65 @@ the GIL (a free-threaded build) it is not, and every writer takes the store's lo
 
 **Why no SIGBUS.** A hole in a mapped file on a full disk is SIGBUS on the first write to it. Every
 page is reserved with `posix_fallocate` before a cell on it is handed out; if that fails the store
-goes on in anonymous memory, or, once open, hands out no new cells. Readers use `read_records`,
-which copies with `pread` and maps nothing, so a file cut short by somebody else is a short read.
+goes on in anonymous memory, or, once open, hands out no new cells. Readers copy with `pread` and
+map nothing, so a file cut short by somebody else is a short read.
+
+**Alive** is who holds the lock (`flock`) of the file: the kernel lets go of it however the process
+ends. A file is made under another name, and renamed once it is locked and whole: nobody ever finds
+one that looks dead because it is just being made. No file is ever removed by its own process;
+whoever finds it abandoned adds up what it holds first (see `retired`).
 """
 
 from __future__ import annotations
 
-import itertools
-import json
+import atexit
 import mmap
 import os
+import secrets
 import struct
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opsguard.accelerator import speed
-from opsguard.workers import is_held
+from opsguard.clock import Clock, wall
+from opsguard.metrics.exemplars import ExemplarTable
+from opsguard.metrics.inflight import PREFACE, SPARE_AT
+from opsguard.metrics.layout import (
+    CLOSED,
+    FAMILY,
+    FLAGS_AT,
+    GONE,
+    HEADER_SIZE,
+    RECORD,
+    REVISION_AT,
+    SERIES,
+    USED_AT,
+    pack_header,
+    pack_record,
+)
 
-__all__ = [
-    "FAMILY",
-    "SERIES",
-    "SPARE",
-    "SPARE_CELLS",
-    "Record",
-    "Store",
-    "StoreFull",
-    "read_records",
-]
+if TYPE_CHECKING:
+    from opsguard.metrics.text import Exemplar
+    from opsguard.workers import Seat
 
-MAGIC = b"OPSGUARD"
-VERSION = 1
-FAMILY, SERIES, SPARE = 0, 1, 2
-SPARE_CELLS = 512
+__all__ = ["NEW", "WORKER", "Store", "StoreFull"]
 
-_HEADER = struct.Struct("=8sIIQQ")  # magic, version, header size, pid, used
-_HEADER_SIZE = 64
-_USED_AT = _HEADER.size - 8
-_RECORD = struct.Struct("=IIII")  # total size, key size, cells, kind
+WORKER, NEW, SEATS = "worker-", "new-", "seats"
+"""How the names of finished and of unfinished files begin; where numbers are taken."""
 _LIMIT = 64 << 20  # addresses, not memory: pages are reserved as they are needed
 _STEP = 64 << 10
 _NO_FILE = "metrics file (numbers are kept in private memory)"
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+_WORD = struct.Struct("=I")
 
 
 class StoreFull(Exception):
     """No room for new cells: the disk is full or the store has reached its limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record as read back: `cells` are the values at the moment of reading."""
-
-    kind: int
-    key: object
-    cells: tuple[float, ...]
 
 
 def gil_enabled() -> bool:
@@ -103,12 +90,13 @@ else:
 class Store(Shelf):
     """The numbers of one process.
 
-    `cells` is a memoryview of doubles over the whole mapping; an index that `allocate` gave stays
+    `cells` is a memoryview of doubles over the whole mapping; an index that was handed out stays
     valid for the life of the process and, after a fork, means the same series in the child, which
-    starts with a file of its own and zeros. Nothing is opened before the first `allocate`.
+    starts with a file of its own and zeros. Nothing is opened before the first record.
 
-    `place` names a directory to put the file in (None: anonymous memory); it is asked again in
-    each new process. `complain(site, error)` hears once that the file could not be had.
+    `place` names the directory that the workers of a group share (None: anonymous memory); it is
+    asked again in each new process. `complain(site, error)` hears once that the file could not be
+    had.
     """
 
     def __init__(
@@ -118,24 +106,33 @@ class Store(Shelf):
         *,
         limit: int = _LIMIT,
         gil: bool | None = None,
+        clock: Clock = wall,
     ) -> None:
         self.cells: memoryview[float] = memoryview(b"").cast("d")
         self.path: Path | None = None
+        self.number = 0
+        """Of this worker among the living ones of its group."""
         self.lock = threading.RLock()
         self.gil = gil_enabled() if gil is None else gil
         self.exclusive: AbstractContextManager[object] = nullcontext() if self.gil else self.lock
         """What a writer holds around its additions: nothing under the GIL, else the lock."""
+        self.spare = SPARE_AT
+        """Cells for what has no room."""
         self._place = place
         self._complain = complain
         self._limit = limit
+        self._clock = clock
         self._map: mmap.mmap | None = None
         self._file: int | None = None
-        self._used = _HEADER_SIZE
+        self._seat: Seat | None = None
+        self._used = HEADER_SIZE
         self._reserved = 0
         self._families = 0
-        self.spare = 0
+        self._revision = 0
+        self._exemplars = ExemplarTable(self)
+        self._heeded = False
         if hasattr(os, "register_at_fork"):
-            _watch_forks(self)
+            os.register_at_fork(after_in_child=_weakly(self, Store._after_fork))
 
     def family(self, definition: dict[str, object]) -> int:
         """Record a family; returns its id. Raises StoreFull."""
@@ -151,68 +148,152 @@ class Store(Shelf):
         """
         return self._append(SERIES, [family, *labels], count)
 
-    def _append(self, kind: int, key: object, count: int) -> int:
-        text = json.dumps(key, ensure_ascii=True, separators=(",", ":")).encode("ascii")
-        text += b"\0" * (-len(text) % 8)
-        size = _RECORD.size + len(text) + 8 * count
+    def keep_exemplar(self, cell: int, exemplar: Exemplar) -> None:
+        """Write the last exemplar of a cell for the other workers to read, if there is room."""
+        if self.path is None:
+            return  # nobody else reads this
+        try:
+            self._exemplars.keep(cell, exemplar)
+        except StoreFull:
+            return
+
+    def table(self, kind: int, count: int) -> int:
+        """Record a table of `count` cells; returns the index of the first. Raises StoreFull."""
+        return self._append(kind, None, count)
+
+    def drop(self, firsts: Container[int]) -> None:
+        """The series with these first cells are not to be read any more. The cells stay taken."""
+        self._turn(firsts, SERIES, GONE)
+
+    def revive(self, firsts: Container[int]) -> None:
+        """The series with these first cells, which were dropped, are to be read again."""
+        self._turn(firsts, GONE, SERIES)
+
+    def _turn(self, firsts: Container[int], old: int, new: int) -> None:
         with self.lock:
-            if self._map is None:
-                complaint = self._open()
-                self.spare = self._append(SPARE, None, SPARE_CELLS)
-                if complaint is not None:  # only now, as a complaint is counted in here too
-                    self._complain(_NO_FILE, complaint)
-            self._reserve(self._used + size)
-            assert self._map is not None
-            start = self._used
-            first = start + _RECORD.size + len(text)
-            self._map[start:first] = _RECORD.pack(size, len(text), count, kind) + text
-            self._publish(start + size)
-        return first // 8
+            data, at = self.read(), HEADER_SIZE
+            while at < len(data):
+                size, key_size, _, kind = RECORD.unpack_from(data, at)
+                if kind == old and (at + RECORD.size + key_size) // 8 in firsts:
+                    self.write(at + RECORD.size - _WORD.size, _WORD.pack(new))
+                at += size
+            self._revision += 1
+            self.write(REVISION_AT, _WORD.pack(self._revision))
+
+    def write(self, start: int, data: bytes) -> None:
+        """Put bytes where cells of ours are, in one step under the GIL."""
+        assert self._map is not None
+        self._map[start : start + len(data)] = data
 
     def read(self) -> bytes:
-        """The finished records as they are now, as `read_records` takes them."""
+        """The header and the finished records as they are now."""
         return b"" if self._map is None else self._map[: self._used]
 
-    def close(self) -> None:
-        """Unlink the file; the mapping lives on until its last user is gone. Idempotent."""
-        path, self.path = self.path, None
-        if path is not None:
-            path.unlink(missing_ok=True)
-            _remove_empty(path.parent)
-        file, self._file = self._file, None
-        if file is not None:
-            os.close(file)
+    def leave(self, leaving: bool = True) -> None:
+        """The process says that it ends, or that it goes on after all: what it was serving when it
+        ends is no accident then.
+        """
+        with self.lock:
+            if self._map is not None:
+                self.write(FLAGS_AT, _WORD.pack(CLOSED if leaving else 0))
 
-    def _open(self) -> Exception | None:
-        """Map the file, or private memory; returns why it is not the file."""
+    def close(self) -> None:
+        """Leave, and let go of the file, which the other workers add to what they know. Counting
+        goes on, for nobody. Idempotent.
+        """
+        self.leave()
+        self._let_go()
+
+    def _append(self, kind: int, key: object, count: int) -> int:
+        record = pack_record(kind, key, bytes(8 * count))
+        with self.lock:
+            if self._map is None:
+                complaint = self._open(PREFACE)
+                if complaint is not None:  # only now, as a complaint is counted in here too
+                    self._complain(_NO_FILE, complaint)
+            self._reserve(self._used + len(record))
+            start = self._used
+            self.write(start, record)
+            self._publish(start + len(record))
+        return (start + len(record)) // 8 - count
+
+    def _open(self, records: bytes) -> Exception | None:
+        """Map a file that begins with these records, or private memory; returns why it is not the
+        file.
+        """
         complaint: Exception | None = None
+        self.number = 0
         try:
-            mapping = self._mapped_file() or _anonymous(self._limit)
-        except (OSError, ValueError) as error:
+            mapping = self._mapped_file(records) or _anonymous(self._limit)
+        except (OSError, ValueError, StoreFull) as error:
+            self._let_go()
             mapping, complaint = _anonymous(self._limit), error
+        if self.path is None:
+            self._begin(mapping, records)
         self._map = mapping
+        self._heed_the_end()
+        self._used = HEADER_SIZE + len(records)
         self.cells = memoryview(mapping).cast("d")
-        header = _HEADER.pack(MAGIC, VERSION, _HEADER_SIZE, os.getpid(), self._used)
-        mapping[: len(header)] = header
         return complaint
 
-    def _mapped_file(self) -> mmap.mmap | None:
+    def _mapped_file(self, records: bytes) -> mmap.mmap | None:
         directory = self._place()
         if directory is None:
             return None
-        path = _free_path(directory)
+        self._take_seat(directory)
+        token = secrets.token_hex(8)
+        path = directory / f"{NEW}{token}"
         file = os.open(path, _OPEN_FLAGS, 0o600)
         try:
             _hold(file)
             os.ftruncate(file, self._limit)
+            self._file, self._reserved = file, _STEP
             _fill(file, 0, _STEP)
-            mapping = mmap.mmap(file, self._limit)
+            self._reserve(HEADER_SIZE + len(records))
+            mapping = _map(path, self._limit)
+            self._begin(mapping, records)
+            known = path.rename(directory / f"{WORKER}{self.number}-{os.getpid()}-{token}")
         except BaseException:
+            self._file = None
             os.close(file)
             path.unlink(missing_ok=True)
             raise
-        self._file, self.path, self._reserved = file, path, _STEP
+        self.path = known
         return mapping
+
+    def _heed_the_end(self) -> None:
+        """Leave when the process ends in good order. The children of `multiprocessing` end without
+        `atexit`, and forget at their start what they were to do at the end.
+        """
+        leave = _weakly(self, Store.leave)
+        if not self._heeded:
+            self._heeded = True
+            atexit.register(leave)
+        processes: Any = sys.modules.get("multiprocessing.util")
+        if processes is not None:
+
+            def in_child(store: object) -> None:
+                processes.Finalize(None, leave, exitpriority=0)
+
+            in_child(self)
+            processes.register_after_fork(self, in_child)
+
+    def _take_seat(self, directory: Path) -> None:
+        """Without seats (macOS has none) the pid is as good a number, if not as small."""
+        from opsguard.workers import claim
+
+        try:
+            self._seat = claim(directory / SEATS)
+            self.number = self._seat.number
+        except OSError:
+            self.number = os.getpid()
+
+    def _begin(self, mapping: mmap.mmap, records: bytes) -> None:
+        used = HEADER_SIZE + len(records)
+        mapping[HEADER_SIZE:used] = records
+        mapping[:HEADER_SIZE] = pack_header(
+            pid=os.getpid(), used=used, number=self.number, started=self._clock()
+        )
 
     def _reserve(self, end: int) -> None:
         if end > self._limit:
@@ -228,9 +309,17 @@ class Store(Shelf):
         self._reserved += more
 
     def _publish(self, used: int) -> None:
-        assert self._map is not None
         self._used = used
-        self._map[_USED_AT : _USED_AT + 8] = struct.pack("=Q", used)
+        self.write(USED_AT, struct.pack("=Q", used))
+
+    def _let_go(self) -> None:
+        """Of the file and the seat; in a forked child, of its copies of the parent's."""
+        file, self._file, self.path, self._reserved = self._file, None, None, 0
+        if file is not None:
+            os.close(file)
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            seat.leave()
 
     def _after_fork(self) -> None:
         """In the child: the same records in a file of our own, with zeros."""
@@ -238,69 +327,21 @@ class Store(Shelf):
         self.exclusive = nullcontext() if self.gil else self.lock
         if self._map is None:
             return
-        records = self._map[_HEADER_SIZE : self._used]
-        inherited, self._file, self.path, self._reserved = self._file, None, None, 0
-        if inherited is not None:
-            os.close(inherited)  # else we would keep the parent's lock when it dies
-        complaint = self._open()
-        header = self._map[:_HEADER_SIZE]
-        try:
-            self._reserve(self._used)
-        except StoreFull as error:
-            complaint = error
-            self.close()
-            self._map = _anonymous(self._limit)
-            self.cells = memoryview(self._map).cast("d")
-            self._map[:_HEADER_SIZE] = header
-        self._map[_HEADER_SIZE : self._used] = records
-        for first, count in _spans(self._map[: self._used]):
-            self.cells[first : first + count] = memoryview(bytes(8 * count)).cast("d")
+        records = bytearray(self._map[HEADER_SIZE : self._used])
+        for start, size in _spans(records):
+            records[start : start + size] = bytes(size)
+        self._let_go()  # else we would keep the parent's lock when it dies
+        complaint = self._open(bytes(records))
         if complaint is not None:
             self._complain(_NO_FILE, complaint)
 
 
-def read_records(data: bytes) -> Iterator[Record]:
-    """The records in `data`, the first bytes of a store's file. Stops at the first that is not
-    whole or not sane; yields nothing for a file of another version. Never raises on bad bytes.
-    """
-    if len(data) < _HEADER_SIZE:
-        return
-    magic, version, at, _, used = _HEADER.unpack_from(data)
-    if magic != MAGIC or version != VERSION or at != _HEADER_SIZE:
-        return
-    end = min(used, len(data))
-    while at + _RECORD.size <= end:
-        size, key_size, count, kind = _RECORD.unpack_from(data, at)
-        first = at + _RECORD.size + key_size
-        if size != _RECORD.size + key_size + 8 * count or at + size > end or key_size % 8:
-            return
-        try:
-            key = json.loads(data[at + _RECORD.size : first].rstrip(b"\0"))
-        except (ValueError, RecursionError):
-            return
-        yield Record(kind, key, struct.unpack_from(f"={count}d", data, first))
-        at += size
-
-
-def _free_path(directory: Path) -> Path:
-    """A path for this process's file. Its other stores hold theirs; one that nobody holds was left
-    by an earlier process with our pid.
-    """
-    pid = os.getpid()
-    for number in itertools.count():
-        path = directory / (f"worker-{pid}-{number}" if number else f"worker-{pid}")
-        if not is_held(path):
-            path.unlink(missing_ok=True)
-            return path
-    raise AssertionError("unreachable")  # pragma: no cover
-
-
-def _spans(data: bytes) -> Iterator[tuple[int, int]]:
-    """(index of the first cell, number of cells) of each record of a store of our own."""
-    at = _HEADER_SIZE
-    while at < len(data):
-        size, key_size, count, _ = _RECORD.unpack_from(data, at)
-        yield (at + _RECORD.size + key_size) // 8, count
+def _spans(records: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """(start, size) of the cells of each record of our own, in bytes."""
+    at = 0
+    while at < len(records):
+        size, key_size, count, _ = RECORD.unpack_from(records, at)
+        yield at + RECORD.size + key_size, 8 * count
         at += size
 
 
@@ -308,6 +349,17 @@ def _anonymous(size: int) -> mmap.mmap:
     if sys.platform == "win32":  # pragma: no cover
         return mmap.mmap(-1, size)
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _map(path: Path, size: int) -> mmap.mmap:
+    """The mapping keeps a copy of its descriptor, with which a forked child would hold our lock for
+    as long as anybody there refers to the old cells: so it gets a description of its own.
+    """
+    file = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+    try:
+        return mmap.mmap(file, size)
+    finally:
+        os.close(file)
 
 
 def _fill(file: int, start: int, size: int) -> None:
@@ -319,25 +371,18 @@ def _fill(file: int, start: int, size: int) -> None:
 
 
 def _hold(file: int) -> None:
-    """Alive is who holds the lock: the kernel lets go of it however the process ends."""
     import fcntl
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _remove_empty(directory: Path) -> None:
-    try:
-        directory.rmdir()
-    except OSError:
-        return  # others are still in it
-
-
-def _watch_forks(store: Store) -> None:
+def _weakly(store: Store, method: Callable[[Store], None]) -> Callable[[], None]:
+    """A call of the method that does not keep the store alive."""
     reference = weakref.ref(store)
 
-    def in_child() -> None:
+    def call() -> None:
         alive = reference()
         if alive is not None:
-            alive._after_fork()
+            method(alive)
 
-    os.register_at_fork(after_in_child=in_child)
+    return call

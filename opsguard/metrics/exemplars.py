@@ -1,0 +1,89 @@
+"""The last exemplars of a process, in its file, for the worker that answers the scrape.
+
+A table of 128 places, each 96 cells: a check sum of what follows, the cell that the exemplar
+belongs to, its value, its moment, the length of its labels and the labels as JSON. A place that is
+read while it is written fails the check and is passed over. The newest 128 are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from opsguard.metrics.definitions import LABEL
+from opsguard.metrics.layout import EXEMPLARS
+from opsguard.metrics.text import Exemplar, clean
+
+if TYPE_CHECKING:
+    from opsguard.metrics.store import Store
+
+__all__ = ["LONGEST", "ExemplarTable", "read_exemplars"]
+
+PLACES, WIDTH = 128, 96
+LONGEST = 128
+"""Characters of all names and values, OpenMetrics 1.0."""
+_SUM = struct.Struct("=Q")
+_HEAD = struct.Struct("=dddQ")
+_ROOM = 8 * WIDTH - _SUM.size - _HEAD.size
+
+
+class ExemplarTable:
+    """Writes the table of one store; it is made when there is a first exemplar."""
+
+    __slots__ = ("_at", "_places", "_store")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._at = 0
+        self._places: dict[int, int] = {}
+
+    def keep(self, cell: int, exemplar: Exemplar) -> None:
+        """Write it for others to read. Raises StoreFull; takes the store's lock."""
+        labels = json.dumps(dict(exemplar.labels), ensure_ascii=False).encode()
+        if len(labels) > _ROOM:
+            return  # few of them do not fit; the worker that kept it still shows it
+        body = _HEAD.pack(cell, exemplar.value, exemplar.when, len(labels)) + labels
+        with self._store.lock:
+            if not self._at:
+                self._at = self._store.table(EXEMPLARS, PLACES * WIDTH)
+            start = 8 * (self._at + WIDTH * self._place(cell))
+            self._store.write(start, _SUM.pack(crc32(body)) + body)
+
+    def _place(self, cell: int) -> int:
+        """The place of this cell's exemplar, moved to the end of the line; the oldest is taken."""
+        found = self._places.pop(cell, None)
+        if found is None:
+            found = len(self._places)
+            if found >= PLACES:
+                found = self._places.pop(next(iter(self._places)))
+        self._places[cell] = found
+        return found
+
+
+def read_exemplars(data: bytes, first: int, count: int) -> Iterator[tuple[int, Exemplar]]:
+    """(cell, exemplar) of a table in a file; `first` and `count` are its cells."""
+    for place in range(first, first + count - WIDTH + 1, WIDTH):
+        at = 8 * place + _SUM.size
+        cell, value, when, length = _HEAD.unpack_from(data, at)
+        if length > _ROOM or not when > 0.0 or not 0.0 <= cell < 2.0**32:
+            continue
+        (said,) = _SUM.unpack_from(data, 8 * place)
+        end = at + _HEAD.size + length
+        labels = _labels(data[at + _HEAD.size : end]) if crc32(data[at:end]) == said else None
+        if labels is not None and when < 2.0**63:
+            yield int(cell), Exemplar(labels, value, when)
+
+
+def _labels(text: bytes) -> Mapping[str, str] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    labels = {name: clean(value) for name, value in found.items() if LABEL.fullmatch(name)}
+    size = sum([len(name) + len(value) for name, value in labels.items()])
+    return labels if len(labels) == len(found) and size <= LONGEST else None

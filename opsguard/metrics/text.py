@@ -1,0 +1,176 @@
+"""A family's numbers as text, in the Prometheus text format and in OpenMetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from math import isfinite
+from typing import NamedTuple
+
+from prometheus_client.core import Metric
+
+from opsguard.metrics.definitions import Definition
+
+__all__ = ["Exemplar", "Numbers", "clean", "cleaned", "collect", "escape", "expose", "number"]
+
+_LONGEST = 1024
+_DISTRIBUTIONS = ("histogram", "summary")
+
+
+class Exemplar(NamedTuple):
+    """One observation that stands for others; `when` in seconds since the epoch."""
+
+    labels: Mapping[str, str]
+    value: float
+    when: float
+
+
+class Numbers(NamedTuple):
+    """What there is of one family: the first cell of each series, in `cells`; exemplars by series
+    and place in it.
+    """
+
+    cells: Sequence[float] | memoryview
+    series: Mapping[tuple[str, ...], int]
+    exemplars: Mapping[tuple[tuple[str, ...], int], Exemplar]
+    told_apart: bool = False
+    """The series of a gauge of mode `live` end with the number of their worker."""
+
+    def labels(self, family: Definition) -> tuple[str, ...]:
+        """The names of the labels that these series have."""
+        return family.exposed_labels if self.told_apart else family.labels
+
+
+def expose(family: Definition, numbers: Numbers, openmetrics: bool) -> tuple[str, str]:
+    """(family name, its finished text block)."""
+    name, kind = family.name, family.kind
+    if kind == "counter" and openmetrics:
+        name = name.removesuffix("_total")
+    if kind == "unknown" and not openmetrics:
+        kind = "untyped"
+    text = family.help.replace("\\", "\\\\").replace("\n", "\\n")
+    if openmetrics:
+        text = text.replace('"', '\\"')
+    lines = [f"# HELP {name} {text}\n# TYPE {name} {kind}\n"]
+    if openmetrics and family.unit and name.endswith(f"_{family.unit}"):
+        lines.append(f"# UNIT {name} {family.unit}\n")
+    write = _distributions if family.kind in _DISTRIBUTIONS else _values
+    lines += write(family, numbers, openmetrics)
+    return name, "".join(lines)
+
+
+def collect(family: Definition, numbers: Numbers) -> Metric:
+    """The family as prometheus_client knows it, for registries and push gateways."""
+    cells, names = numbers.cells, numbers.labels(family)
+    name = family.name.removesuffix("_total") if family.kind == "counter" else family.name
+    metric = Metric(name, family.help, family.kind)
+    last = len(family.buckets) + 1
+    for values, at in numbers.series.items():
+        labels = dict(zip(names, values, strict=True))
+        if family.kind not in _DISTRIBUTIONS:
+            metric.add_sample(family.name, labels, cells[at])
+            continue
+        counts = list(accumulate(cells[at : at + last]))
+        for bound, count in zip(_bounds(family), counts, strict=False):
+            metric.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
+        metric.add_sample(f"{family.name}_count", labels, counts[-1])
+        metric.add_sample(f"{family.name}_sum", labels, cells[at + last])
+    return metric
+
+
+def _values(family: Definition, numbers: Numbers, openmetrics: bool) -> Iterator[str]:
+    name, cells, pairs_of = family.name, numbers.cells, _pairs(numbers.labels(family))
+    exemplars = numbers.exemplars if openmetrics and family.kind == "counter" else {}
+    for values, at in numbers.series.items():
+        pairs = pairs_of(values)
+        braces = f"{{{pairs}}}" if pairs else ""
+        exemplar = _exemplar(exemplars.get((values, 0)))
+        yield f"{name}{braces} {number(cells[at])}{exemplar}\n"
+
+
+def _bounds(family: Definition) -> list[str]:
+    """The values of `le`; a summary has none."""
+    if family.kind == "summary":
+        return []
+    return [number(bound) for bound in family.buckets] + ["+Inf"]
+
+
+def _distributions(family: Definition, numbers: Numbers, openmetrics: bool) -> Iterator[str]:
+    """Thousands of series are usual here: one replacement and one formatting for each."""
+    name, cells, last, pairs_of = (
+        family.name,
+        numbers.cells,
+        len(family.buckets) + 1,
+        _pairs(numbers.labels(family)),
+    )
+    bounds = _bounds(family)
+    buckets = "".join([f'{name}_bucket{{\0le="{bound}"}} %d\n' for bound in bounds])
+    totals = f"{name}_count\1 %d\n{name}_sum\1 %s\n"
+    exemplars = numbers.exemplars if openmetrics else {}
+    for values, at in numbers.series.items():
+        plain = pairs_of(values)
+        pairs = plain.replace("%", "%%")
+        inside, braces = (f"{pairs},", f"{{{pairs}}}") if pairs else ("", "")
+        counts = tuple(accumulate(map(int, cells[at : at + last])))
+        if exemplars:
+            for place, (bound, count) in enumerate(zip(bounds, counts, strict=False)):
+                exemplar = _exemplar(exemplars.get((values, place)))
+                comma = f"{plain}," if plain else ""
+                yield f'{name}_bucket{{{comma}le="{bound}"}} {count}{exemplar}\n'
+        else:
+            yield buckets.replace("\0", inside) % counts[: len(bounds)]
+        yield totals.replace("\1", braces) % (counts[-1], number(cells[at + last]))
+
+
+def _exemplar(found: Exemplar | None) -> str:
+    if found is None:
+        return ""
+    pairs = ",".join([f'{name}="{escape(text)}"' for name, text in found.labels.items()])
+    return f" # {{{pairs}}} {number(found.value)} {found.when:.3f}"
+
+
+def _pairs(labels: tuple[str, ...]) -> Callable[[tuple[str, ...]], str]:
+    """What writes label values between the braces."""
+    form = ",".join([f'{label}="%s"' for label in labels])
+
+    def pairs(values: tuple[str, ...]) -> str:
+        text = "".join(values)
+        if '"' in text or "\\" in text or "\n" in text:
+            values = tuple([escape(value) for value in values])
+        return form % values
+
+    return pairs
+
+
+def clean(value: object) -> str:
+    """`value` as a label value that no scrape can break on: text, at most 1,024 characters, no NUL,
+    nothing that UTF-8 cannot encode.
+    """
+    try:
+        text = value if type(value) is str else str(value)
+    except Exception:  # a label value's own __str__
+        return "<unprintable>"
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 1] + "…"
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def cleaned(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The label values cleaned: the same tuple where all are clean, as families share it then."""
+    made = tuple([clean(value) for value in values])
+    return values if made == values else made
+
+
+def escape(text: str) -> str:
+    """A label value between its quotes, in both formats."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def number(value: float) -> str:
+    """A sample value in both formats."""
+    if isfinite(value):
+        return repr(float(value))
+    return "NaN" if value != value else "+Inf" if value > 0 else "-Inf"
