@@ -1,6 +1,6 @@
 /* Memory that the workers of a machine share, and the quick decision on a limit in it.
  *
- * `opsguard.limiter.table` is the reference, `opsguard.limiter.layout` says what lies where. The
+ * `opsguard.limiter.shared` is the reference, `opsguard.limiter.layout` says what lies where. The
  * memory is a System V segment: its size is fixed for good, so nobody can cut it short under us,
  * and it is marked for removal as soon as it is made, so that it goes with its last worker.
  *
