@@ -264,14 +264,14 @@ wait_for(Segment *self, Word *word, double until, int looks)
             continue;
         }
         double at = now();
-        if (at >= until && tried > looks)
-            return 0;
         if (at >= ask_at) {
             ask_at = at + 0.001;
             if (owner != 0 && is_dead(self, owner)
                 && atomic_compare_exchange_strong(word, &owner, self->owner))
                 return 1;
         }
+        if (at >= until && tried > looks) /* and who holds it lives */
+            return 0;
         nanosleep(&PAUSE, NULL);
     }
 }
