@@ -1,6 +1,6 @@
 /* Memory that the workers of a machine share, and the quick decision on a limit in it.
  *
- * `opsguard.limiter.table` is the reference, `opsguard.limiter.layout` says what lies where. The
+ * `opsguard.limiter.shared` is the reference, `opsguard.limiter.layout` says what lies where. The
  * memory is a System V segment: its size is fixed for good, so nobody can cut it short under us,
  * and it is marked for removal as soon as it is made, so that it goes with its last worker.
  *
@@ -264,14 +264,14 @@ wait_for(Segment *self, Word *word, double until, int looks)
             continue;
         }
         double at = now();
-        if (at >= until && tried > looks)
-            return 0;
         if (at >= ask_at) {
             ask_at = at + 0.001;
             if (owner != 0 && is_dead(self, owner)
                 && atomic_compare_exchange_strong(word, &owner, self->owner))
                 return 1;
         }
+        if (at >= until && tried > looks) /* and who holds it lives */
+            return 0;
         nanosleep(&PAUSE, NULL);
     }
 }

@@ -504,11 +504,11 @@ class Limiter(Group):
     )
     on_store_error: OnStoreError = "local"
     timeout: Annotated[float, Field(gt=0, le=5)] = 0.025
-    """Seconds that a decision may take in a remote store."""
+    """Seconds that a decision may take in a remote store, and that one waits for another worker."""
     lease: Annotated[int, Whole, Field(ge=1, le=1_000_000)] = 1
     """Tokens that a worker takes from a remote store at once."""
     max_keys: Annotated[int, Whole, Field(ge=1, le=100_000_000)] = 100_000
-    """Buckets of the store in the process."""
+    """Buckets of the store in the process, and of the table that workers share."""
     shadow: bool = False
     """Count what would be refused, and refuse nothing."""
     error: Text = "rate_limit_exceeded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -330,3 +331,18 @@ def test_the_reader_of_headers_takes_its_own_only() -> None:
     for at in range(HEADER):
         assert unpack(packed[:at] + bytes([packed[at] ^ 1]) + packed[at + 1 :]) is None
         assert unpack(packed[:at]) is None
+
+
+def test_a_store_that_is_dropped_leaves_its_seat(made: Made) -> None:
+    clock = Manual(6000.0)
+    one = made(clock=clock)
+    flying = charge(how="concurrency", rate="3/minute")
+    assert one.take([flying]).allowed
+    dropped = Worker(one._folder() or Path(), one._native, clock=clock)
+    dropped.gate(flying.rate, "fixed")
+    assert dropped.take([flying._replace(cost=2)]).allowed
+    assert not one.take([flying]).allowed
+    del dropped
+    gc.collect()
+    clock.now += 0.02
+    assert one.take([flying._replace(cost=2)]).allowed

@@ -85,6 +85,7 @@ class Stage:
         self._enforced = tuple(rule for rule in rules if not rule.shadow)
         self._shadows = tuple(rule for rule in rules if rule.shadow)
         self._store = store
+        self._answers = store.blocking or isinstance(store, GatedStore)  # whatever happens
         self._error = error
         self._on_error: OnStoreError = "allow" if self._enforced else "local"
         quotas: list[tuple[str, Rate, Strategy]] = []
@@ -115,8 +116,7 @@ class Stage:
 
     def _drive(self, ask: Ask) -> Decision | None:
         take: Callable[[Sequence[Charge], OnStoreError], Verdict]
-        answers = self._store.blocking or isinstance(self._store, GatedStore)
-        take = self._store.take if answers else self._take_here  # type: ignore[assignment]
+        take = self._store.take if self._answers else self._take_here  # type: ignore[assignment]
         flow = self._flow(ask)
         try:
             charges, on_error = next(flow)

@@ -2,7 +2,7 @@
 
 Exact for every strategy: what all of them admit together is what one process would have admitted,
 as each decision is made alone on its buckets, at a time that was read then (see
-:mod:`opsguard.limiter.table`). A worker that dies loses nothing that was counted, and what it had
+:mod:`opsguard.limiter.shared`). A worker that dies loses nothing that was counted, and what it had
 in flight is free again when somebody needs it.
 
 **When the table fails** (a full disk, no seat, a lock that a stopped worker holds) the policy's
@@ -29,9 +29,9 @@ from opsguard.limiter.algorithms import ALGORITHMS, Outcome
 from opsguard.limiter.local import MAX_KEYS, Take
 from opsguard.limiter.memory import PATIENCE, Memory, SegmentMemory, join
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
+from opsguard.limiter.shared import KINDS, Table
 from opsguard.limiter.standin import StandIn
 from opsguard.limiter.stores import Charge, Store, StoreDown, Verdict
-from opsguard.limiter.table import KINDS, Table
 
 __all__ = ["FILE", "WorkersStore"]
 
@@ -122,6 +122,12 @@ class WorkersStore:
             if self._table is not None:
                 self._open_gates(self._table)
         return quick
+
+    def __del__(self) -> None:
+        # A store that is dropped, as `ops.override` does, leaves no seat taken.
+        table = getattr(self, "_table", None)
+        if table is not None:
+            table.memory.leave()
 
     def close(self) -> None:
         """Leave the table. The next decision takes a seat again."""

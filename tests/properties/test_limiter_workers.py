@@ -19,7 +19,7 @@ from opsguard.limiter import Charge, LocalStore
 from opsguard.limiter.algorithms import ALGORITHMS, Outcome
 from opsguard.limiter.layout import HEADER, SET
 from opsguard.limiter.rates import Rate, Strategy
-from opsguard.limiter.table import KINDS
+from opsguard.limiter.shared import KINDS
 from opsguard.limiter.workers import FILE, WorkersStore
 from tests.limits import Manual
 
