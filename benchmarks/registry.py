@@ -16,6 +16,7 @@ from benchmarks.programs import (
     primitives,
     quick,
     stores,
+    workers,
 )
 
 PROGRAMS: dict[str, Program] = {
@@ -34,6 +35,7 @@ PROGRAMS: dict[str, Program] = {
         features.PROGRAM,
         primitives.PROGRAM,
         growth.PROGRAM,
+        workers.PROGRAM,
         imports.PROGRAM,
     )
 }
