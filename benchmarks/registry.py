@@ -17,6 +17,7 @@ from benchmarks.programs import (
     quick,
     shared,
     stores,
+    workers,
 )
 
 PROGRAMS: dict[str, Program] = {
@@ -36,6 +37,7 @@ PROGRAMS: dict[str, Program] = {
         features.PROGRAM,
         primitives.PROGRAM,
         growth.PROGRAM,
+        workers.PROGRAM,
         imports.PROGRAM,
     )
 }

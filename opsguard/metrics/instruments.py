@@ -41,9 +41,7 @@ class _Series:
         self._values = values
         self._at = family.at(values)
 
-    def _keep_exemplar(self, place: int, value: float, exemplar: Mapping[str, str] | None) -> None:
-        if exemplar is None:
-            return
+    def _keep_exemplar(self, place: int, value: float, exemplar: Mapping[str, str]) -> None:
         size = sum([len(name) + len(text) for name, text in exemplar.items()])
         if size > LONGEST:
             raise ValueError(f"an exemplar has at most {LONGEST} characters, not {size}")
@@ -62,7 +60,8 @@ class CounterSeries(_Series):
             raise ValueError("a counter only grows: the amount must be at least 0")
         with self._store.exclusive:
             self._store.cells[self._at] += amount
-        self._keep_exemplar(0, amount, exemplar)
+        if exemplar is not None:
+            self._keep_exemplar(0, amount, exemplar)
 
     @contextmanager
     def count_exceptions(
@@ -124,17 +123,27 @@ class GaugeSeries(_Series):
 class HistogramSeries(_Series):
     """Counts of observed values by upper bound, and their sum."""
 
-    __slots__ = ()
+    __slots__ = ("_bounds", "_total")
+
+    def __init__(self, family: Family, values: tuple[str, ...]) -> None:
+        super().__init__(family, values)
+        self._bounds = family.buckets
+        self._total = self._at + len(family.buckets) + 1
 
     def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
         amount = float(amount)
-        buckets = self._family.buckets
-        place = bisect_left(buckets, amount) if amount == amount else len(buckets)
-        bucket, total = self._at + place, self._at + len(buckets) + 1
-        with self._store.exclusive:
-            self._store.cells[bucket] += 1.0
-            self._store.cells[total] += amount
-        self._keep_exemplar(place, amount, exemplar)
+        place = bisect_left(self._bounds, amount) if amount == amount else len(self._bounds)
+        at, store = self._at + place, self._store
+        if store.gil:  # no call from here on: each line is one step
+            cells = store.cells
+            cells[at] += 1.0
+            cells[self._total] += amount
+        else:
+            with store.lock:
+                store.cells[at] += 1.0
+                store.cells[self._total] += amount
+        if exemplar is not None:
+            self._keep_exemplar(place, amount, exemplar)
 
     def time(self) -> Timer:
         """Observe the seconds that the block or the decorated function took."""
