@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -38,9 +38,10 @@ class Keys:
     """The API keys of a service. Starts and opens nothing until it is used; for all threads, and
     over a fork. Each method has an async twin with the prefix `a`, which works in a thread.
 
-    `settings` is asked once, at the first use. Methods raise SettingsError for a store or a pepper
-    that is not as it must be, KeyStoreError for a store that cannot be used, KeyStoreDown, which is
-    one, for a store that did not answer.
+    `settings` is asked once, at the first use; `audit` are fields of every audit line.
+
+    Methods raise SettingsError for a store or a pepper that is not as it must be, KeyStoreError for
+    a store that cannot be used, KeyStoreDown, which is one, for a store that did not answer.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class Keys:
         clock: Clock = elapsed,
         wall: Clock = wall,
         random: Random = secrets.token_bytes,
+        audit: Mapping[str, object] | None = None,
     ) -> None:
         self._settings = settings
         self._report = report
         self._clock = clock
         self._wall = wall
         self._random = random
-        self._audit = Audit(clock)
+        self._audit = Audit(clock, audit or {})
         self._lock = threading.RLock()
         self._made: _Parts | None = None
 
