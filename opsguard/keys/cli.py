@@ -25,6 +25,7 @@ __all__ = ["commands"]
 _SPAN = re.compile(r"(\d{1,6})([smhdw])")
 _WIDTH = 160  # columns, where neither a terminal nor COLUMNS says how wide it is
 _HEADS = {"key_id": "id", "tenant_id": "tenant", "last_used": "last used"}
+_TIMES = ("created", "expires", "revoked", "last_used")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -146,11 +147,13 @@ def _print_table(
     for name in shown:
         table.add_column(_HEADS.get(name, name), no_wrap=name == "key_id", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row[name])) for name in shown))
+        table.add_row(*(Text(_cell(name, row[name])) for name in shown))
     console.print(table)
 
 
-def _cell(value: object) -> str:
+def _cell(name: str, value: object) -> str:
+    if name in _TIMES and isinstance(value, str):
+        return value[:16].replace("T", " ")  # UTC, to the minute; --json has the seconds
     if isinstance(value, list):
         return ", ".join(value)
     return str(value or "-")

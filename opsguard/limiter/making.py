@@ -10,6 +10,7 @@ from opsguard.limiter.local import LocalStore
 from opsguard.limiter.stores import GuardedStore, Store
 
 if TYPE_CHECKING:
+    from opsguard.limiter.fallback import StoreReport
     from opsguard.settings import Limiter as Options
 
 __all__ = ["open_store"]
@@ -22,7 +23,7 @@ def open_store(
     options: Options,
     *,
     full: Callable[[], None],
-    report: Callable[[str, BaseException | None], None],
+    report: StoreReport,
     clock: Clock,
 ) -> Store | GuardedStore:
     """`full` is called for each newcomer that a full local store has no bucket for; it must not

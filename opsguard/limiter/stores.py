@@ -56,6 +56,8 @@ class Verdict(NamedTuple):
     """0.0 if allowed; else seconds until the same cost may be admitted, above 0."""
     charge: int
     """Index of the charge that decided: the one that refuses, else the tightest."""
+    stood_in: bool = False
+    """The store did not answer: what `on_store_error` says decided."""
 
 
 class Store(Protocol):
