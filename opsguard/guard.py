@@ -202,7 +202,9 @@ class OpsGuard:
         try:
             yield
         finally:
+            aside = runtime.plan
             runtime.use(before)
+            aside.shut()
 
     def runtime(self, service: str | None = None, version: str | None = None) -> Runtime:
         """For adapters: freeze the declarations, or the runtime they are frozen in already.
@@ -308,25 +310,27 @@ class Runtime:
         guard = self._keys(settings).guard(self._public()) if keyed else None
         limiter = None
         options = settings.limiter
-        if options.enabled and (options.policies or options.default or ops._limited or keyed):
-            try:
+        limited = options.policies or options.default or ops._limited or keyed
+        try:
+            if options.enabled and limited:
                 limiter = self._limiter(settings, metrics)
                 for target in ops.marked.targets():
                     check(limiter, target)
-            except ValueError as error:
-                raise SettingsError(f"limiter: {error}") from None
+            elif options.enabled and options.store not in ("auto", "local"):
+                from opsguard.limiter.making import check_store
+
+                check_store(options)  # who sets it means to limit, at the latest with a late mark
+        except ValueError as error:
+            raise SettingsError(f"limiter: {error}") from None
         if guard is None and limiter is None:
             return None
         from opsguard.admission import Admission
 
-        checks = metrics.counter(
-            "api_key_checks_total", "API keys that requests came with.", ("outcome", "tier")
-        )
         return Admission(
             guard,
             limiter,
             self.failures.report,
-            lambda outcome, tier: checks.labels(outcome, tier).inc,
+            None if guard is None else _counting(metrics),
             marked=ops._limited or ops._keyed,
         )
 
@@ -434,3 +438,11 @@ class Runtime:
     def stop(self) -> None:
         """The server said that it stops: write what is buffered, and from now on every line."""
         self.sink.shutdown()
+
+
+def _counting(metrics: Metrics) -> Callable[[str, str], Callable[[], None]]:
+    """(outcome, tier) to what counts a check of a key. Declared where keys are on."""
+    checks = metrics.counter(
+        "api_key_checks_total", "API keys that requests came with.", ("outcome", "tier")
+    )
+    return lambda outcome, tier: checks.labels(outcome, tier).inc

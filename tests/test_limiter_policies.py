@@ -508,6 +508,12 @@ class Remote:
         self.asked.append("agive_back")
         self._inner.give_back(charges)
 
+    def close(self) -> None:
+        self.asked.append("close")
+
+    async def aclose(self) -> None:
+        self.asked.append("aclose")
+
 
 def test_a_store_that_blocks_is_asked_with_and_without_await() -> None:
     store = Remote(LocalStore())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from opsguard.limiter.fallback import StoreReport
     from opsguard.settings import Limiter as Options
 
-__all__ = ["open_store"]
+__all__ = ["check_store", "open_store"]
 
 _FAILURE = 0.004  # seconds
 _WORKERS = 8  # how many processes are taken to share a remote store, where leases ask
@@ -47,6 +47,17 @@ def open_store(
     if options.lease == 1:
         return guarded
     return LeaseStore(guarded, lease=options.lease, workers=_WORKERS, clock=clock)
+
+
+def check_store(options: Options) -> None:
+    """Whether `limiter.store` could be opened, for a service that limits nothing yet.
+
+    :raises ValueError: for a store that is none, or whose driver is missing.
+    """
+    from opsguard.limiter.storages import remote_store
+
+    if options.store != "auto" and (url := _url(options)):
+        remote_store(url, timeout=options.timeout).close()
 
 
 def _url(options: Options) -> str:
