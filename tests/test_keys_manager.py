@@ -337,6 +337,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for variable in option.variables:
             monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("OPSGUARD_KEYS__PEPPER", "a pepper of the tests")
+    monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
 
 
