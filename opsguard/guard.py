@@ -138,11 +138,18 @@ class OpsGuard:
         """
         from opsguard.keys import require_key
 
-        self._keyed = True
-        self._protect()
+        self.use_keys()
         require_key(tiers=tiers, scopes=scopes)  # what is wrong with it is said here
         # Each handler gets a requirement of its own, by which its route can be told.
         return self._marking(lambda handler: require_key(tiers=tiers, scopes=scopes)(handler))
+
+    def use_keys(self) -> None:
+        """Look at the API keys that requests come with, also where nothing else asks for them: for
+        a handler that wants to know who calls. `require_key`, FastAPI's `KeyIdentity` and the
+        settings of keys do so by themselves. Raises SettingsError for keys that cannot be used.
+        """
+        self._keyed = True
+        self._protect()
 
     def public(self, handler: F) -> F:
         """This handler needs no API key, whatever `keys.required` says of its path."""
