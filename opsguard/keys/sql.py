@@ -64,6 +64,7 @@ class SqlStore:
         self._engines: dict[int, Engine] = {}
         self._ready: set[int] = set()
         self._sa = sa
+        self._fault = exc.DBAPIError
         # A collation of the database's may take two ids that differ in case for one: our ids are
         # random, so that is as good as never, and a digest is bytes.
         text = sa.String(255)
@@ -191,7 +192,7 @@ class SqlStore:
                     if not self._usable(connection):
                         self._make(connection)
                 return
-            except self._sa.exc.DBAPIError:
+            except self._fault:
                 if pause is None:
                     raise
                 time.sleep(pause)

@@ -93,7 +93,7 @@ class Stage:
         for rule in self._enforced:
             if _STRICTER[rule.on_error] > _STRICTER[self._on_error]:
                 self._on_error = rule.on_error
-            quotas += [(next(names), rate, rule.strategy) for rate in rule.policy.rates]
+            quotas.extend((next(names), rate, rule.strategy) for rate in rule.policy.rates)
         self._says = [say_with(quotas, at, wall) for at in range(len(quotas))]
         self._messages = [text for rule in self._enforced for text in rule.messages]
         self.decide: Callable[[Ask], Decision | None] = self._quick() or self._drive
