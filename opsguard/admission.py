@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from opsguard.exchange import Exchange, asettled, settled
 from opsguard.http import Pending, Response
 from opsguard.keys import Identity, KeyGuard
-from opsguard.limiter import Decision, Limiter, tighter
+from opsguard.limiter import Decision, GuardedStore, Limiter, tighter
 from opsguard.marks import Marks, marks_of
 
 __all__ = ["Admission"]
@@ -40,7 +40,8 @@ class Admission:
     """Keys (or None) and limits (or None) of one plan. Immutable but for what it remembers; for all
     threads.
 
-    `report` hears of faults of ours, which never raise here.
+    `report` hears of faults of ours, which never raise here. `count` makes of outcome and tier what
+    counts a checked key; needed with keys.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Admission:
         guard: KeyGuard | None,
         limiter: Limiter | None,
         report: Callable[[str, BaseException | None], None],
-        count: Callable[[str, str], Callable[[], None]],
+        count: Callable[[str, str], Callable[[], None]] | None,
         *,
         marked: bool = True,
     ) -> None:
@@ -148,6 +149,22 @@ class Admission:
             self._returning.add(task)  # a loop holds its tasks weakly
             task.add_done_callback(self._returning.discard)
 
+    def close(self, *, keys: bool) -> None:
+        """Close the connections of the limits, and of the keys if asked; the next request opens
+        them again. Those of a running event loop are closed by it soon, others' with their loop.
+        """
+        if keys and self.guard is not None:
+            self.guard.verifier.close()
+        if self.limiter is None or not self._blocking:
+            return
+        store = cast("GuardedStore", self.limiter.store)
+        store.close()
+        loop = _running_loop()
+        if loop is not None:
+            task = loop.create_task(store.aclose())
+            self._returning.add(task)
+            task.add_done_callback(self._returning.discard)
+
     # -- the flows ------------------------------------------------------------------------
 
     def _at_edge(self, exchange: Exchange, lookup: Look) -> Flow:
@@ -198,7 +215,8 @@ class Admission:
     def _counted(self, outcome: str, tier: str) -> None:
         count = self._counts.get((outcome, tier))
         if count is None:
-            count = self._counts[outcome, tier] = self._count(outcome, tier)
+            made = cast("Callable[[str, str], Callable[[], None]]", self._count)
+            count = self._counts[outcome, tier] = made(outcome, tier)
         count()
 
     def _may_not(self, exchange: Exchange, marks: Marks) -> Response | None:

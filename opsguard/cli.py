@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import json
+import logging
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from opsguard import OpsGuard, SettingsError, __version__
 from opsguard.inspection import inspected
+from opsguard.logging import JsonFormatter
 from opsguard.settings import Settings, options
 from opsguard.workers import living
 
@@ -22,7 +26,15 @@ if TYPE_CHECKING:
     from opsguard.keys import Keys
     from opsguard.limiter.cli import Inspected
 
-__all__ = ["command", "folders_in_use", "guard_of", "keys_in_force", "limits_in_force", "main"]
+__all__ = [
+    "audit_handler",
+    "command",
+    "folders_in_use",
+    "guard_of",
+    "keys_in_force",
+    "limits_in_force",
+    "main",
+]
 
 EXTRA = "the extra opsguard-toolkit[demo] has it; in a checkout: python -m pip install '.[demo]'"
 MASK = "***"
@@ -126,7 +138,7 @@ def command() -> click.Group:
             table.add_row(key, Text(text), str(row["origin"]))
         console().print(table)
 
-    opsguard.add_command(keys_commands(keys_in_force))
+    opsguard.add_command(keys_commands(keys_in_force, audit_handler))
     opsguard.add_command(limits_commands(limits_in_force))
     opsguard.add_command(loggers_commands(folders_in_use, level_of_name))
     return opsguard
@@ -140,7 +152,44 @@ def keys_in_force() -> Keys:
     from opsguard.keys import Keys
 
     settings = Settings.load({}).with_service()
-    return Keys(lambda: settings, report=_pass_over)
+    audit = {"who": _operator(), "how": "cli"}
+    return Keys(lambda: settings, report=_pass_over, audit=audit)
+
+
+def audit_handler() -> logging.Handler:
+    """Where a command leaves its audit lines: in the file of `logging.file`, else on standard
+    error, as standard output is for what was asked for. In the form of the service's own lines.
+
+    :raises SettingsError: for wrong settings.
+    """
+    settings = Settings.load({}).with_service()
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if settings.logging.file is not None:
+        try:
+            handler = logging.FileHandler(settings.logging.file, encoding="utf-8")
+        except OSError as error:  # an event without a line would be worse than a line elsewhere
+            print(f"opsguard: logging.file: {error}: audit lines go here", file=sys.stderr)
+    handler.setFormatter(
+        JsonFormatter(
+            service=settings.service,
+            environment=settings.environment,
+            names=settings.logging.names,
+            nest_context=settings.logging.nest_context,
+        )
+    )
+    return handler
+
+
+def _operator() -> str:
+    """The name of the system's user; not by environment variables, which anybody can set."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except ImportError:  # Windows
+        return getpass.getuser()
+    except KeyError:  # a container's user without a name
+        return f"uid {os.getuid()}"
 
 
 def limits_in_force(app: str = "") -> Inspected:

@@ -31,12 +31,16 @@ class Failures:
         self.count_error: Callable[[str], None] = _nothing
         self.count_dropped: Callable[[str, int], None] = _nothing_at_all
 
-    def report(self, site: str, error: BaseException | None = None) -> None:
-        """A step of ours failed at `site` (a short, constant name) with `error`."""
+    def report(
+        self, site: str, error: BaseException | None = None, *, then: str = "was skipped"
+    ) -> None:
+        """A step of ours failed at `site` (a short, constant name) with `error`, and `then` says
+        what became of the request.
+        """
         try:
             self.count_error(site)
             if self._due(site):
-                self._log.error("opsguard: %s failed and was skipped", site, exc_info=error)
+                self._log.error("opsguard: %s failed and %s", site, then, exc_info=error)
         except Exception:  # the last resort: there is nobody left to tell
             return
 

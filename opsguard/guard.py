@@ -25,7 +25,7 @@ from opsguard.metrics import Death, Metrics
 from opsguard.metrics.adoption import adopt
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
-from opsguard.workers import Board, Place
+from opsguard.workers import Board, Place, several
 
 if TYPE_CHECKING:
     from opsguard.admission import Admission
@@ -148,11 +148,18 @@ class OpsGuard:
         """
         from opsguard.keys import require_key
 
-        self._keyed = True
-        self._protect()
+        self.use_keys()
         require_key(tiers=tiers, scopes=scopes)  # what is wrong with it is said here
         # Each handler gets a requirement of its own, by which its route can be told.
         return self._marking(lambda handler: require_key(tiers=tiers, scopes=scopes)(handler))
+
+    def use_keys(self) -> None:
+        """Look at the API keys that requests come with, also where nothing else asks for them: for
+        a handler that wants to know who calls. `require_key`, FastAPI's `KeyIdentity` and the
+        settings of keys do so by themselves. Raises SettingsError for keys that cannot be used.
+        """
+        self._keyed = True
+        self._protect()
 
     def public(self, handler: F) -> F:
         """This handler needs no API key, whatever `keys.required` says of its path."""
@@ -240,7 +247,9 @@ class OpsGuard:
         try:
             yield
         finally:
+            aside = runtime.plan
             runtime.use(before)
+            aside.shut()
 
     def runtime(self, service: str | None = None, version: str | None = None) -> Runtime:
         """For adapters: freeze the declarations, or the runtime they are frozen in already.
@@ -364,25 +373,27 @@ class Runtime:
         guard = self._keys(settings).guard(self._public()) if keyed else None
         limiter = None
         options = settings.limiter
-        if options.enabled and (options.policies or options.default or ops._limited or keyed):
-            try:
+        limited = options.policies or options.default or ops._limited or keyed
+        try:
+            if options.enabled and limited:
                 limiter = self._limiter(settings, metrics)
                 for target in ops.marked.targets():
                     check(limiter, target)
-            except ValueError as error:
-                raise SettingsError(f"limiter: {error}") from None
+            elif options.enabled and options.store not in ("auto", "local"):
+                from opsguard.limiter.making import check_store
+
+                check_store(options)  # who sets it means to limit, at the latest with a late mark
+        except ValueError as error:
+            raise SettingsError(f"limiter: {error}") from None
         if guard is None and limiter is None:
             return None
         from opsguard.admission import Admission
 
-        checks = metrics.counter(
-            "api_key_checks_total", "API keys that requests came with.", ("outcome", "tier")
-        )
         return Admission(
             guard,
             limiter,
             self.failures.report,
-            lambda outcome, tier: checks.labels(outcome, tier).inc,
+            None if guard is None else _counting(metrics),
             marked=ops._limited or ops._keyed,
         )
 
@@ -423,6 +434,8 @@ class Runtime:
             full=count("", "store_full"),
             report=self.failures.report,
             clock=elapsed,
+            folder=self.ops._directory,
+            several=several(),
         )
         return Limiter(
             settings.limiter,
@@ -531,3 +544,11 @@ def _after_forks(runtime: Runtime) -> None:
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=in_child)
+
+
+def _counting(metrics: Metrics) -> Callable[[str, str], Callable[[], None]]:
+    """(outcome, tier) to what counts a check of a key. Declared where keys are on."""
+    checks = metrics.counter(
+        "api_key_checks_total", "API keys that requests came with.", ("outcome", "tier")
+    )
+    return lambda outcome, tier: checks.labels(outcome, tier).inc

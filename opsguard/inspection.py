@@ -110,6 +110,8 @@ class Marked:
         for route in routes:
             seen.update(map(id, _tokens(marks_of(route.handler, route.method))))
             view = getattr(route.handler, "view_class", route.handler)
+            if not inspect.isclass(view):  # Django REST framework calls it so
+                view = getattr(route.handler, "cls", view)
             if inspect.isclass(view):
                 classes.add(view)
         return sorted(

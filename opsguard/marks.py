@@ -2,16 +2,17 @@
 
 A decorator of ours marks: it puts one :class:`Marks` on the function or class as the attribute
 ``__opsguard_marks__``. The route hook of each adapter reads the marks of whatever the route leads
-to with :func:`marks_of`, which looks under `functools.wraps`, partial objects, bound methods and
-class-based views.
+to with :func:`marks_of`, which looks under `functools.wraps`, partial objects, bound methods,
+class-based views and the view sets of Django REST framework.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Marks:
 
 
 NO_MARKS: Final = Marks()
+NO_ACTIONS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def marked(target: T, **changes: Any) -> T:
@@ -94,6 +96,10 @@ def layers(target: object, method: str = "") -> Iterator[object]:
             yield layer
             continue
         yield layer
+        view, actions = _get(layer, "cls"), _get(layer, "actions")
+        if inspect.isclass(view) and isinstance(actions, Mapping):
+            yield from _of_class(view, method, actions)
+            yield view
         # __func__ of a bound method; view_class of what Flask's and Django's as_view() returns.
         names = ["__wrapped__", "__func__", "view_class"]
         if isinstance(layer, functools.partial):
@@ -101,11 +107,14 @@ def layers(target: object, method: str = "") -> Iterator[object]:
         waiting += [under for name in names if (under := _get(layer, name)) is not None]
 
 
-def _of_class(view: type, method: str) -> Iterator[object]:
-    """The functions of a class-based view that a request of this method goes through."""
+def _of_class(view: type, method: str, actions: Mapping[str, str] = NO_ACTIONS) -> Iterator[object]:
+    """The functions of a class-based view that a request of this method goes through. `actions` are
+    those of a view set of Django REST framework: which function a method is bound to.
+    """
     name = method.lower()
-    if name == "head" and not hasattr(view, "head"):
-        name = "get"  # both frameworks answer HEAD with it
+    if name == "head" and name not in actions and not hasattr(view, "head"):
+        name = "get"  # all frameworks answer HEAD with it
+    name = actions.get(name, name)
     for one in ("dispatch", "dispatch_request", name):
         function = _get(view, one) if one else None
         if function is not None and not inspect.isclass(function):

@@ -256,6 +256,11 @@ class Plan:
             report=self.failures.report,
         )
 
+    def shut(self) -> None:
+        """Close what only this plan has open: the stores of an override that has ended."""
+        if self.admission is not None:
+            self.admission.close(keys=self.settings.keys != self.runtime.ops.settings.keys)
+
     def door(self, port: Port[T]) -> Any:
         """`open` and `head` of a port in C, or None."""
         if self.core is None:

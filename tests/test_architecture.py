@@ -27,6 +27,7 @@ FLOORS: dict[str, set[str]] = {
         "addresses",
         "clock",
         "context",
+        "enforcing",
         "exceptions",
         "forks",
         "http",

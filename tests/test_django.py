@@ -12,6 +12,7 @@ import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import update_wrapper
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from django.http import FileResponse, Http404, HttpRequest, HttpResponse, Stream
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import include, path, re_path
 from django.views import View
+from django.views.decorators.csrf import csrf_exempt
 
 import opsguard_django
 from opsguard import DeclarationError, OpsGuard, Response
@@ -844,3 +846,86 @@ def test_explain_takes_django_s_request(eyes: Eyes) -> None:
         assert told[0][1].policy.endswith("item")
         later = eyes.ops.limiter.explain(RequestFactory().get("/items/7"))
         assert later[1].buckets[0].endswith(":a:127.0.0.1")
+
+
+# --- Django REST framework
+
+
+class Bound(View):
+    """A view set's way to a view, as `rest_framework.viewsets.ViewSetMixin.as_view` has it."""
+
+    @classmethod
+    def to_view(cls, actions: dict[str, str]) -> Any:
+        def view(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            self = cls()
+            if "get" in actions and "head" not in actions:
+                actions["head"] = actions["get"]
+            for method, action in actions.items():
+                setattr(self, method, getattr(self, action))
+            self.setup(request, *args, **kwargs)
+            return self.dispatch(request, *args, **kwargs)
+
+        update_wrapper(view, cls, updated=())
+        update_wrapper(view, cls.dispatch, assigned=())
+        view.cls = cls  # type: ignore[attr-defined]
+        view.actions = actions  # type: ignore[attr-defined]
+        return csrf_exempt(view)
+
+
+def view_set(ops: OpsGuard, base: type[Any], answer: Callable[[str], Any]) -> type[Any]:
+    class Things(base):  # type: ignore[misc]
+        @ops.limit("2/minute")
+        def list(self, request: Any) -> Any:
+            return answer("list")
+
+        def retrieve(self, request: Any) -> Any:
+            return answer("retrieve")
+
+        @ops.limit("1/minute")
+        def publish(self, request: Any) -> Any:
+            return answer("publish")
+
+    return Things
+
+
+def of_rest_framework() -> tuple[type[Any], Callable[[str], Any], str]:
+    pytest.importorskip("rest_framework", reason="needs djangorestframework")
+    from rest_framework.renderers import JSONRenderer
+    from rest_framework.response import Response as Answer
+    from rest_framework.viewsets import ViewSet
+
+    class Plain(ViewSet):
+        renderer_classes = (JSONRenderer,)
+        authentication_classes = ()
+        permission_classes = ()
+        throttle_classes = ()
+
+    return Plain, Answer, "as_view"
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["its way", "itself"])
+@override_settings(REST_FRAMEWORK={"UNAUTHENTICATED_USER": None})
+def test_marks_on_the_actions_of_a_view_set_count(real: bool, eyes: Eyes) -> None:
+    base, answer, make = of_rest_framework() if real else (Bound, HttpResponse, "to_view")
+    things = getattr(view_set(eyes.ops, base, answer), make)
+    routes = (
+        path("things", things({"get": "list"})),
+        path("things/<int:id_>", as_thing(things({"get": "retrieve", "post": "publish"}))),
+    )
+    with project(eyes.ops, *routes):
+        client = Client()
+        assert [client.get("/things").status_code for _ in range(3)] == [200, 200, 429]
+        assert client.head("/things").status_code == 429
+        assert [client.get("/things/1").status_code for _ in range(4)] == [200] * 4
+        assert [client.post("/things/1").status_code for _ in range(2)] == [200, 429]
+        served = {(one.method, one.endpoint) for one in eyes.ops.runtime().routes()}
+    assert {("GET", "/things"), ("POST", "/things/{id_}")} <= served
+
+
+def as_thing(view: Any) -> Any:
+    """The view without the id, which these do not take."""
+
+    def inner(request: Any, id_: int) -> Any:
+        return view(request)
+
+    return update_wrapper(inner, view)

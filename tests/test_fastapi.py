@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import fastapi
 import pytest
@@ -21,7 +21,7 @@ from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocketDisconnect
 
-from opsguard import Exchange, InstallError, OpsGuard, OpsGuardError, Response
+from opsguard import Exchange, InstallError, OpsGuard, OpsGuardError, Response, SettingsError
 from opsguard.exceptions import Refused
 from opsguard_fastapi import KeyIdentity, OptionalKeyIdentity, install
 from tests.contract.harness import Samples, parse
@@ -934,15 +934,88 @@ def test_the_identity_of_the_key_is_a_dependency(keyed: Eyes) -> None:
     assert (wrong.status_code, wrong.json()["error"]) == (401, "invalid_api_key")
 
 
-def test_without_keys_nobody_has_an_identity(eyes: Eyes) -> None:
+def of_tenant(who: KeyIdentity) -> str:
+    return who.tenant_id
+
+
+def or_nobody(who: OptionalKeyIdentity) -> str:
+    return "nobody" if who is None else who.tenant_id
+
+
+def by_parameter(app: FastAPI) -> None:
+    app.get("/who")(of_tenant)
+
+
+def by_option(app: FastAPI) -> None:
+    app.get("/who")(or_nobody)
+
+
+def by_another_dependency(app: FastAPI) -> None:
+    @app.get("/who")
+    async def who(tenant: Annotated[str, Depends(of_tenant)]) -> str:
+        return tenant
+
+
+def in_a_router(app: FastAPI) -> None:
+    inner, outer = APIRouter(), APIRouter()
+    inner.get("/who")(of_tenant)
+    outer.include_router(inner)
+    app.include_router(outer)
+
+
+def by_a_router(app: FastAPI) -> None:
+    router = APIRouter(dependencies=[Depends(of_tenant)])
+
+    @router.get("/who")
+    async def who() -> str:
+        return "t1"
+
+    app.include_router(router)
+
+
+def in_a_mount(app: FastAPI) -> None:
+    below = FastAPI()
+    below.get("/")(of_tenant)
+    app.mount("/who", below)
+
+
+@pytest.mark.parametrize(
+    "declare",
+    [by_parameter, by_option, by_another_dependency, in_a_router, by_a_router, in_a_mount],
+)
+def test_whoever_asks_for_the_identity_switches_keys_on(
+    declare: Callable[[FastAPI], None], tmp_path: Path
+) -> None:
+    keys, metrics = {"store": f"sqlite:///{tmp_path / 'keys.db'}"}, {"directory": str(tmp_path)}
+    ops = OpsGuard("shop", environment="development", keys=keys, metrics=metrics)
     app = FastAPI()
-    install(app, eyes.ops)
+    install(app, ops)
+    declare(app)
+    key = ops.keys.create("t1")
+    with TestClient(app) as client:
+        assert client.get("/who", headers={"X-API-Key": key}).json() == "t1"
+        without = client.get("/who")
+    assert without.status_code == (200 if declare is by_option else 401)
+    ops.keys.close()
 
-    @app.get("/strict")
-    async def strict(who: KeyIdentity) -> str:
-        return who.tenant_id
 
-    assert TestClient(app).get("/strict").status_code == 401
+def test_identities_without_a_pepper_are_an_error_at_start(tmp_path: Path) -> None:
+    ops = OpsGuard("shop", environment="production", metrics={"directory": str(tmp_path)})
+    app = FastAPI()
+    install(app, ops)
+    by_parameter(app)
+    with pytest.raises(SettingsError, match="OPSGUARD_KEYS__PEPPER"), TestClient(app):
+        pass
+
+
+def test_no_keys_are_on_where_nobody_asks(tmp_path: Path) -> None:
+    ops = OpsGuard("shop", environment="production", metrics={"directory": str(tmp_path)})
+    app = FastAPI()
+    install(app, ops)
+    app.get("/who")(handler)
+    with TestClient(app) as client:
+        assert client.get("/who").status_code == 200
+    assert ops.runtime().plan.admission is None
 
 
 def test_the_dependency_outside_of_a_guarded_app_says_so() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import gzip
 import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,9 @@ from opsguard import (
 )
 from opsguard.context import current
 from opsguard.metrics.http import HttpMetrics
-from opsguard.testing import Answer, Request, call_asgi, call_wsgi
+from opsguard.testing import Answer, Request, call_asgi, call_wsgi, serve_asgi
 from tests.contract.harness import Samples, parse
+from tests.redis_server import running
 
 TEXT = ("Content-Type", "text/plain")
 TEAPOT = Response(418, (TEXT, ("Content-Length", "2")), b"no")
@@ -897,3 +902,80 @@ def test_lines_that_were_dropped_are_counted(tmp_path: Path) -> None:
     Host("asgi", ops)
     ops.failures.dropped("logs", 3)
     assert total(samples(ops), "opsguard_dropped_total", sink="logs") == 3.0
+
+
+# --- stores
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"limiter": {"default": "5/minute"}},
+        {"keys": {"required": ["/api/*"], "pepper": "p" * 20}},
+    ],
+    ids=["nothing limited", "limited", "keys only"],
+)
+def test_a_wrong_store_stops_the_start_whether_anything_is_limited_or_not(
+    settings: dict[str, Any],
+) -> None:
+    limiter = {"store": "nonsense://127.0.0.1/0", **settings.get("limiter", {})}
+    ops = OpsGuard("shop", **{**settings, "limiter": limiter})
+    with pytest.raises(SettingsError, match=r"limiter.*nonsense") as stopped:
+        ops.runtime()
+    assert len(str(stopped.value).splitlines()) == 1
+
+
+def test_a_store_that_is_switched_off_may_be_wrong(tmp_path: Path) -> None:
+    limiter = {"store": "nonsense://127.0.0.1/0", "enabled": False}
+    OpsGuard("shop", limiter=limiter, metrics={"directory": str(tmp_path)}).runtime()
+
+
+@pytest.mark.parametrize("protocol", ["wsgi", "asgi"])
+def test_the_stores_of_an_override_are_closed_with_it(protocol: str, tmp_path: Path) -> None:
+    host = Host(protocol, declared(tmp_path))
+    with running(tmp_path) as server, server.client() as client:
+
+        def others() -> int:
+            return int(client.info("clients")["connected_clients"]) - 1
+
+        def overridden() -> Any:
+            limiter = {"store": server.url, "policies": {"*": "9/minute"}, "timeout": 1.0}
+            return host.ops.override(limiter=limiter)
+
+        async def in_a_loop() -> None:
+            with overridden():
+                answer = await serve_asgi(host.app, Request("/a"))
+                assert (answer.status, others()) == (200, 1)
+            deadline = time.monotonic() + 5
+            while others() and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            assert others() == 0
+
+        if protocol == "asgi":
+            contextvars.Context().run(asyncio.run, in_a_loop())
+            return
+        with overridden():
+            assert host.get().status == 200
+            assert others() == 1
+        deadline = time.monotonic() + 5
+        while others() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert others() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [
+        ({"limiter": {"default": "5/minute"}}, False),
+        ({"keys": {"required": ["/api/*"], "pepper": "p" * 20}}, True),
+    ],
+)
+def test_checks_of_keys_are_declared_where_keys_are_on(
+    settings: dict[str, Any], there: bool, tmp_path: Path
+) -> None:
+    ops = OpsGuard("shop", metrics={"directory": str(tmp_path)}, **settings)
+    ops.runtime()
+    # A name that is taken already cannot be declared with other labels.
+    with pytest.raises(DeclarationError) if there else nullcontext():
+        ops.metrics.counter("api_key_checks_total", "The app's own.", ("mine",))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -335,6 +337,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for variable in option.variables:
             monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("OPSGUARD_KEYS__PEPPER", "a pepper of the tests")
+    monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
 
 
@@ -370,9 +373,71 @@ def test_the_life_of_a_key_at_the_command_line(
     capsys.readouterr()
     assert run("list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert any(line.startswith(f"{id_of(new)}  pro  t1  n") for line in lines)
+    assert len(lines) == 3
+    assert any(re.match(rf"{id_of(new)}  pro   t1 +n ", line) for line in lines)
     assert new.split("_")[-1] not in "".join(lines)
+
+
+@pytest.mark.parametrize("columns", [60, 110, 200])
+def test_the_list_is_a_table_at_any_width(
+    columns: int, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    secrets = []
+    for tenant, name, scopes in (
+        ("t", "", ()),
+        ("a-customer-with-a-long-name", "The production key", ("orders:read", "orders:write")),
+    ):
+        asked = [text for scope in scopes for text in ("--scope", scope)]
+        assert run("create", "--tenant", tenant, "--name", name, *asked) == 0
+        secrets.append(capsys.readouterr().out.strip())
+    assert run("list") == 0
+    out = capsys.readouterr().out
+    head, *lines = out.splitlines()
+    assert max(map(len, [head, *lines])) <= columns
+    starts = [found.start() for found in re.finditer(r"(?<!\S)\S", head.replace("last used", "u"))]
+    for line in lines:  # no cell reaches over the edge of its column
+        assert all(line[at - 1 : at].strip() == "" for at in starts if at), (line, starts)
+    for key in secrets:
+        assert id_of(key) in out
+        assert key.rpartition("_")[2][:8] not in out
+    first = next(line for line in lines if line.startswith(id_of(secrets[0])))
+    assert first[head.index("tenant") :].startswith("t ")
+    assert first[head.index("name") :].startswith("- ")
+
+
+@pytest.mark.parametrize("file", [None, "service.log"])
+def test_each_key_event_at_the_command_line_leaves_an_audit_line(
+    file: str | None,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pwd
+
+    if file is not None:
+        monkeypatch.setenv("OPSGUARD_LOGGING__FILE", str(place / file))
+    monkeypatch.setenv("LOG_LEVEL", "ERROR")
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    assert run("create", "--tenant", "t1") == 0
+    key, said = capsys.readouterr()
+    assert run("rotate", id_of(key.strip())) == 0
+    new, err = capsys.readouterr()
+    assert run("revoke", id_of(new.strip())) == 0
+    said += err + capsys.readouterr().err
+    if file is not None:
+        assert "keys." not in said
+        said = (place / file).read_text()
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [line["event"] for line in lines] == ["keys.created", "keys.rotated", "keys.revoked"]
+    user = pwd.getpwuid(os.getuid()).pw_name
+    for line in lines:
+        assert (line["who"], line["how"], line["tenant_id"]) == (user, "cli", "t1")
+        assert line["logger"] == "opsguard.audit"
+    assert [line["key_id"] for line in lines] == [id_of(one.strip()) for one in (key, new, new)]
+    for one in (key, new):
+        assert one.strip().rpartition("_")[2] not in said
+    assert not logging.getLogger("opsguard.audit").handlers
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,42 @@ def test_processes_that_make_the_first_keys_at_once_lose_none(tmp_path: Path) ->
     store.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_processes_that_make_the_tables_at_once_lose_no_key(tmp_path: Path) -> None:
+    for again in range(5):
+        race_for_the_first_key(f"sqlite+pysqlite:///{tmp_path / f'{again}.db'}")
+
+
+def race_for_the_first_key(url: str, workers: int = 4) -> None:
+    """Each of some processes adds a key where there are no tables yet, all at the same moment."""
+    gun, starter = os.pipe()
+    children = []
+    for worker in range(workers):
+        child = os.fork()
+        if not child:
+            try:
+                os.close(starter)
+                store = open_store(url, PEPPER)
+                os.read(gun, 1)  # until the parent lets go
+                store.add(KeyRecord(f"key-{worker}", bytes([worker]) * 32, "t", "free"))
+                store.close()
+            except BaseException as error:
+                os.write(2, f"{error}\n".encode())
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    os.close(starter)
+    os.close(gun)
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert ends == [0] * workers
+    store = open_store(url, PEPPER)
+    assert len(store.all()) == workers
+    decoy = store.find(b"\xfe" * 32)
+    assert decoy is not None
+    assert decoy.key_id == ""
+    store.close()
+
+
 @pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite+pysqlite:///{}"])
 def test_another_pepper_is_told(url: str, tmp_path: Path) -> None:
     url = url.format(tmp_path / "keys.db")

@@ -185,13 +185,18 @@ class Stage:
         self.local = LocalStore(clock=self.clock)
         self.breaker = Breaker(clock=self.clock, threshold=2, delay=1.0)
         self.reports: list[tuple[str, BaseException]] = []
+        self.then: list[str] = []
         self.store = FallbackStore(
             self.remote,
             self.local,
             breaker=self.breaker,
-            report=lambda site, error: self.reports.append((site, error)),
+            report=self.report,
         )
         self._asynchronous = asynchronous
+
+    def report(self, site: str, error: BaseException, *, then: str = "") -> None:
+        self.reports.append((site, error))
+        self.then.append(then)
 
     def take(self, charges: Sequence[Charge] = ONE, on_error: OnStoreError = "local") -> Verdict:
         if not self._asynchronous:
@@ -245,6 +250,27 @@ def test_allow_and_deny_are_one_answer_for_all(stage: Stage) -> None:
     assert not denied.allowed
     assert denied.retry_after > 0
     assert stage.take().remaining == 1  # neither has charged the local store
+
+
+@pytest.mark.parametrize(
+    ("on_error", "says"),
+    [
+        ("local", "this process decided the request by itself"),
+        ("allow", "the request was let through"),
+        ("deny", "the request was refused"),
+    ],
+)
+def test_what_was_done_without_the_store_is_said(
+    on_error: OnStoreError, says: str, stage: Stage
+) -> None:
+    assert not stage.take(on_error=on_error).stood_in
+    stage.remote.error = StoreDown("down")
+    assert stage.take(on_error=on_error).stood_in
+    assert stage.then == [f"{says} (on_store_error is {on_error})"]
+    stage.fail()
+    stage.then.clear()
+    assert stage.take(on_error=on_error).stood_in  # the breaker is open
+    assert stage.then == []
 
 
 def test_an_open_breaker_leaves_the_store_alone(stage: Stage) -> None:
@@ -395,7 +421,7 @@ def test_a_store_without_the_fixed_window_is_probed_by_what_it_can_do() -> None:
         remote,
         LocalStore(),
         breaker=Breaker(clock=(clock := Clock()), threshold=1),
-        report=lambda site, error: None,
+        report=lambda site, error, then="": None,
     )
     remote.error = StoreDown("down")
     store.take(ONE)

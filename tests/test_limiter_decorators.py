@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import pytest
 
 from opsguard.context import current
+from opsguard.enforcing import enforcing
 from opsguard.exceptions import DeclarationError, OpsGuardError, Refused
 from opsguard.http import Response
-from opsguard.limiter import enforcing, exempt, limit
+from opsguard.limiter import exempt, limit
 from opsguard.marks import NO_MARKS, Marks, marked, marks_of
 
 ANSWER = Response(429, (), b"")

@@ -388,7 +388,7 @@ def guarded(server: RedisServer, delay: float = 0.2) -> tuple[FallbackStore, lis
         RedisStore(server.url, timeout=LIMIT),
         LocalStore(),
         breaker=Breaker(clock=elapsed, threshold=3, delay=delay),
-        report=lambda site, error: reports.append(site),
+        report=lambda site, error, then="": reports.append(site),
     )
     return store, reports
 

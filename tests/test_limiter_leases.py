@@ -427,7 +427,7 @@ def leased(server: RedisServer, lease: int) -> LeaseStore:
         RedisStore(server.url, timeout=2.0),
         LocalStore(),
         breaker=Breaker(clock=elapsed),
-        report=lambda site, error: None,
+        report=lambda site, error, then="": None,
     )
     return LeaseStore(guarded, lease=lease, workers=4, clock=elapsed)
 

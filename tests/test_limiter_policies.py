@@ -405,6 +405,32 @@ def test_the_structured_fields_parse() -> None:
     assert item.value == '/a"b\\c ?'
 
 
+def test_clients_are_told_routes_and_never_where_code_is() -> None:
+    http_sfv = pytest.importorskip("http_sfv")
+    bench = Bench()
+
+    @limit("3/minute", key="global")
+    @limit("3/minute")
+    @limit("9/minute", scope="together")
+    def view() -> None: ...
+
+    decision = bench.limiter.route(Request(endpoint="/items/{id}"), marks_of(view))
+    assert decision is not None
+    policies, state = http_sfv.List(), http_sfv.List()
+    policies.parse(dict(decision.headers)["RateLimit-Policy"].encode())
+    state.parse(dict(decision.headers)["RateLimit"].encode())
+    names = [one.value for one in policies]
+    assert names == [
+        "together",
+        "/items/{id} 3 per 1 minute",
+        "/items/{id} 3 per 1 minute #2",
+    ]
+    assert state[0].value == names[1]
+    (marks,) = [bench.limiter.route(Request(endpoint="/a"), marks_of(limit("1/hour")(lambda: 0)))]
+    assert marks is not None
+    assert dict(marks.headers)["RateLimit-Policy"] == '"/a";q=1;w=3600'
+
+
 def test_concurrency_is_told_without_a_window_and_returned_at_the_end() -> None:
     bench = Bench(policies={"*": {"rate": "1/minute", "strategy": "concurrency"}})
     decision = bench.limiter.edge(Request())
@@ -481,6 +507,12 @@ class Remote:
     async def agive_back(self, charges: Sequence[Charge]) -> None:
         self.asked.append("agive_back")
         self._inner.give_back(charges)
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+    async def aclose(self) -> None:
+        self.asked.append("aclose")
 
 
 def test_a_store_that_blocks_is_asked_with_and_without_await() -> None:

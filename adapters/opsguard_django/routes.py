@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -64,6 +64,9 @@ def _joined(prefix: str, route: str) -> str:
 
 
 def _methods(view: Any) -> Iterable[str]:
-    """Those of a class-based view; a function is called for all."""
+    """Those of a class-based view or a view set; a function is called for all."""
+    actions = getattr(view, "actions", None)  # of Django REST framework, by method
+    if isinstance(actions, Mapping):
+        return [verb.upper() for verb in actions if verb in _VERBS]
     view_class = getattr(view, "view_class", None)
     return [verb.upper() for verb in _VERBS if hasattr(view_class, verb)] or ["*"]

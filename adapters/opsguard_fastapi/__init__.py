@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from opsguard.exceptions import Refused
 from opsguard.guard import Runtime
 from opsguard.inspection import announce
 from opsguard_asgi import PROTOCOL, serve
-from opsguard_fastapi.routes import hook_routes, late_label, served
+from opsguard_fastapi.routes import depends_on, hook_routes, late_label, mounted, served
 
 if TYPE_CHECKING:
     from opsguard_fastapi.callers import (
@@ -56,13 +57,24 @@ def install(app: Starlette, ops: OpsGuard | None = None) -> OpsGuard:
         """Stand outside of ServerErrorMiddleware: what it answers is seen, and gets its id."""
         hook_routes(app)
         _describe(app, runtime)
-        _answer_refusals(app)
+        for one in mounted(app):  # each answers by itself for what is raised in it
+            _answer_refusals(one)
+        if _wants_identities(app):
+            runtime.ops.use_keys()
         # More routes may come while the app serves.
         announce(runtime, served(app))
         return serve(build(), port, label=late_label(app))
 
     app.build_middleware_stack = build_guarded  # type: ignore[method-assign]
     return guard
+
+
+def _wants_identities(app: Starlette) -> bool:
+    """Whether a route asks for the identity of an API key by a dependency: then keys are on."""
+    callers = sys.modules.get("opsguard_fastapi.callers")  # needs FastAPI, so nobody imported it
+    if callers is None:
+        return False
+    return depends_on(app, (callers.identity, callers.require_identity))
 
 
 def _title(app: Starlette) -> str | None:

@@ -4,8 +4,10 @@
     async def forecast(who: KeyIdentity) -> dict: ...           # 401 without a key
     async def weather(who: OptionalKeyIdentity) -> dict: ...    # None without one
 
-Dependencies run after the body was read. `@ops.require_key` refuses before, tells tiers and scopes,
-and shows in the description of the API; these are for the handler that wants to know who calls.
+A route that has one of them switches keys on when the app starts; without a pepper outside
+development that is an error at start. Dependencies run after the body was read. `@ops.require_key`
+refuses before, tells tiers and scopes, and shows in the description of the API; these are for the
+handler that wants to know who calls.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from opsguard.accelerator import speed
 from opsguard.inspection import Served
 from opsguard_asgi import KEY, instead_of
 
-__all__ = ["hook_routes", "late_label", "served"]
+__all__ = ["depends_on", "hook_routes", "late_label", "mounted", "served"]
 
 _PREFIX = "opsguard.prefix"
 """The scope's key of what the mounts passed so far stand for, such as ``/tenants/{tenant}``."""
@@ -53,6 +53,47 @@ def served(app: Any, prefix: str = "", depth: int = 0) -> Iterator[Served]:
         handler = getattr(route, "endpoint", None) or getattr(route, "app", None)
         for method in _methods(route):
             yield Served(prefix + template, method, handler)
+
+
+def depends_on(app: Any, callables: Iterable[object], depth: int = 0) -> bool:
+    """Whether any route below `app` has one of these among its dependencies, at whatever depth."""
+    wanted = list(callables)
+    router = getattr(app, "router", app)
+    for route in _contexts(router):
+        inner = _inner(route)
+        if inner is not None and depth < _DEEPEST and depends_on(inner, wanted, depth + 1):
+            return True
+        waiting = [getattr(route, "dependant", None)]
+        while waiting:
+            dependant = waiting.pop()
+            if any(getattr(dependant, "call", None) is one for one in wanted):
+                return True
+            waiting += getattr(dependant, "dependencies", ())
+    return False
+
+
+def _contexts(router: Any) -> Iterable[Any]:
+    """The routes of a router; included ones with the dependencies of all their routers."""
+    try:
+        from fastapi.routing import iter_route_contexts
+    except ImportError:
+        return _routes(router)
+    contexts = iter_route_contexts(list(getattr(router, "routes", ())))
+    return [
+        one if hasattr(one, "dependant") else getattr(one, "original_route", one)
+        for one in contexts
+    ]
+
+
+def mounted(app: Any, depth: int = 0) -> Iterator[Starlette]:
+    """`app` and the apps mounted below it."""
+    if isinstance(app, Starlette):
+        yield app
+    if depth < _DEEPEST:
+        for route in getattr(app, "routes", ()):
+            inner = _inner(route)
+            if inner is not None:
+                yield from mounted(inner, depth + 1)
 
 
 def _methods(route: Any) -> Iterable[str]:

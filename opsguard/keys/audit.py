@@ -9,27 +9,37 @@ the next line says how many were not.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
 from opsguard.clock import Clock
 
-__all__ = ["Audit"]
+__all__ = ["LOGGER", "Audit"]
 
+LOGGER: Final = "opsguard.audit"
+NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 LINES = 60  # a minute, of one kind
 _MINUTE = 60.0
 
 
 class Audit:
-    """Writes audit lines. Thread-safe: two threads at the end of a minute may write a line more."""
+    """Writes audit lines. Thread-safe: two threads at the end of a minute may write a line more.
 
-    def __init__(self, clock: Clock) -> None:
+    `always` are fields of every line: `who` and `how` of a command in a shell.
+    """
+
+    def __init__(self, clock: Clock, always: Mapping[str, object] = NOTHING) -> None:
         self._clock = clock
-        self._log = logging.getLogger("opsguard.audit")
+        self._always = always
+        self._log = logging.getLogger(LOGGER)
         if self._log.level == logging.NOTSET:
             self._log.setLevel(logging.INFO)  # LOG_LEVEL=ERROR is no wish to lose these
         self._minutes: dict[str, tuple[float, int]] = {}
 
     def event(self, event: str, message: str, **fields: object) -> None:
         """Write a line with these fields. A None is left out."""
+        fields = {**fields, **self._always}
         said = {name: value for name, value in fields.items() if value is not None}
         self._log.info("%s", message, extra={"event": event, **said})
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from opsguard.exceptions import OpsGuardError
+from opsguard.keys.audit import LOGGER
 from opsguard.keys.manager import Keys
 
 if TYPE_CHECKING:
@@ -20,11 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["commands"]
 
 _SPAN = re.compile(r"(\d{1,6})([smhdw])")
+_WIDTH = 160  # columns, where neither a terminal nor COLUMNS says how wide it is
+_HEADS = {"key_id": "id", "tenant_id": "tenant", "last_used": "last used"}
+_TIMES = ("created", "expires", "revoked", "last_used")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def commands(make: Callable[[], Keys]) -> click.Group:
-    """The command `keys` with its sub-commands; `make` gives the keys they work on.
+def commands(make: Callable[[], Keys], audit: Callable[[], logging.Handler]) -> click.Group:
+    """The command `keys` with its sub-commands; `make` gives the keys they work on, and `audit`
+    what writes the audit lines of a command.
 
     :raises ModuleNotFoundError: without click.
     """
@@ -40,10 +47,8 @@ def commands(make: Callable[[], Keys]) -> click.Group:
     def keys_at_work() -> Generator[Keys]:
         try:
             found = make()
-            try:
+            with closing(found), _heard_by(audit()):
                 yield found
-            finally:
-                found.close()
         except (OpsGuardError, ValueError) as error:
             click.echo(f"opsguard: {error}", err=True)
             raise SystemExit(1) from None
@@ -75,9 +80,9 @@ def commands(make: Callable[[], Keys]) -> click.Group:
         if as_json:
             click.echo(json.dumps(rows, indent=2))
             return
-        for row in rows:
-            click.echo("  ".join(str(value) for value in row.values() if value))
-        if not rows:
+        if rows:
+            _print_table(rows)
+        else:
             click.echo("There are no keys yet.", err=True)
 
     @keys.command()
@@ -110,6 +115,48 @@ def commands(make: Callable[[], Keys]) -> click.Group:
             click.echo(found.hash(click.prompt("Key", hide_input=True, err=True)))
 
     return keys
+
+
+@contextmanager
+def _heard_by(handler: logging.Handler) -> Generator[None]:
+    """Audit lines go to `handler` meanwhile."""
+    logger = logging.getLogger(LOGGER)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _print_table(
+    rows: Sequence[Mapping[str, object]], environ: Mapping[str, str] = os.environ
+) -> None:
+    """A column for each thing that any key has. Where it does not fit, cells are folded and never
+    cut; an id, which is there to be copied, stays whole.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in environ:
+        console = Console(highlight=False, width=_WIDTH)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown = [name for name in rows[0] if any(row[name] for row in rows)]
+    for name in shown:
+        table.add_column(_HEADS.get(name, name), no_wrap=name == "key_id", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(name, row[name])) for name in shown))
+    console.print(table)
+
+
+def _cell(name: str, value: object) -> str:
+    if name in _TIMES and isinstance(value, str):
+        return value[:16].replace("T", " ")  # UTC, to the minute; --json has the seconds
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value or "-")
 
 
 def _row(record: KeyRecord) -> dict[str, object]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from opsguard.enforcing import enforcing
 from opsguard.exceptions import DeclarationError
 from opsguard.keys.policy import KeyRequirement
-from opsguard.limiter import enforcing
 
 __all__ = ["public", "require_key"]
 

@@ -47,6 +47,12 @@ class KeyRecord:
     last_used: float | None = None
     """Some minutes coarse."""
 
+    def alive(self, now: float) -> bool:
+        """Whether the key counts at this moment. It looks at both ends in any case."""
+        expires = float("inf") if self.expires is None else self.expires
+        revoked = float("inf") if self.revoked is None else self.revoked
+        return now < min(expires, revoked)
+
     @property
     def identity(self) -> Identity:
         return Identity(

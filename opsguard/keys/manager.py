@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.exceptions import OpsGuardError, SettingsError
@@ -39,9 +39,10 @@ class Keys:
     """The API keys of a service. Starts and opens nothing until it is used; for all threads, and
     over a fork. Each method has an async twin with the prefix `a`, which works in a thread.
 
-    `settings` is asked once, at the first use. Methods raise SettingsError for a store or a pepper
-    that is not as it must be, KeyStoreError for a store that cannot be used, KeyStoreDown, which is
-    one, for a store that did not answer.
+    `settings` is asked once, at the first use; `audit` are fields of every audit line.
+
+    Methods raise SettingsError for a store or a pepper that is not as it must be, KeyStoreError for
+    a store that cannot be used, KeyStoreDown, which is one, for a store that did not answer.
     """
 
     def __init__(
@@ -52,13 +53,14 @@ class Keys:
         clock: Clock = elapsed,
         wall: Clock = wall,
         random: Random = secrets.token_bytes,
+        audit: Mapping[str, object] | None = None,
     ) -> None:
         self._settings = settings
         self._report = report
         self._clock = clock
         self._wall = wall
         self._random = random
-        self._audit = Audit(clock)
+        self._audit = Audit(clock, audit or {})
         self._lock = threading.RLock()
         self._made: _Parts | None = None
         in_child(self, Keys._start_over)
@@ -81,17 +83,15 @@ class Keys:
         """
         parts = self._parts()
         now = self._wall()
-        key_id, key = mint(parts.prefix, _part("tier", tier), self._random)
-        record = KeyRecord(
-            key_id,
-            sealed(parts.pepper, key),
-            _text("tenant_id", tenant_id, needed=True),
-            tier,
-            _text("name", name),
-            tuple(_text("scope", scope, needed=True) for scope in _several(scopes)),
-            None if user_id is None else _text("user_id", user_id, needed=True),
-            now,
-            _moment("expires", expires, now),
+        record, key = self._minted(
+            parts,
+            _part("tier", tier),
+            tenant_id=_text("tenant_id", tenant_id, needed=True),
+            name=_text("name", name),
+            scopes=tuple(_text("scope", scope, needed=True) for scope in _several(scopes)),
+            user_id=None if user_id is None else _text("user_id", user_id, needed=True),
+            created=now,
+            expires=_moment("expires", expires, now),
         )
         with _plainly():
             parts.store.add(record)
@@ -110,8 +110,8 @@ class Keys:
         """
         parts = self._parts()
         with _plainly():
-            record = parts.store.get(key_id)
-            if record is None or not parts.store.revoke(key_id, self._wall()):
+            record = self._stored(parts, key_id)
+            if not parts.store.revoke(key_id, self._wall()):
                 raise self._unknown(key_id)
         parts.verifier.forget(key_id)
         self._said("keys.revoked", "An API key was revoked", record)
@@ -128,18 +128,18 @@ class Keys:
         parts = self._parts()
         now = self._wall()
         with _plainly():
-            old = parts.store.get(key_id)
-            if old is None:
-                raise self._unknown(key_id)
-            if old.revoked is not None or (old.expires is not None and old.expires <= now):
+            old = self._stored(parts, key_id)
+            if not old.alive(now):
                 raise NoSuchKey.dead(key_id)
-            new_id, key = mint(parts.prefix, old.tier, self._random)
-            new = KeyRecord(
-                new_id,
-                sealed(parts.pepper, key),
-                *(old.tenant_id, old.tier, old.name, old.scopes, old.user_id),
-                now,
-                old.expires,
+            new, key = self._minted(
+                parts,
+                old.tier,
+                tenant_id=old.tenant_id,
+                name=old.name,
+                scopes=old.scopes,
+                user_id=old.user_id,
+                created=now,
+                expires=old.expires,
             )
             parts.store.add(new, retire=(key_id, now + overlap.total_seconds()))
         parts.verifier.forget(key_id)
@@ -153,10 +153,7 @@ class Keys:
         :raises NoSuchKey: if there is none of this id.
         """
         with _plainly():
-            record = self._parts().store.get(key_id)
-        if record is None:
-            raise self._unknown(key_id)
-        return record.last_used
+            return self._stored(self._parts(), key_id).last_used
 
     async def acreate(
         self,
@@ -253,6 +250,18 @@ class Keys:
             report=self._report,
         )
         return _Parts(keys.prefix, pepper, store, fixed, verifier)
+
+    def _minted(self, parts: _Parts, tier: str, **what: Any) -> tuple[KeyRecord, str]:
+        """A new key's record, with `what` else belongs in there, and the key."""
+        key_id, key = mint(parts.prefix, tier, self._random)
+        return KeyRecord(key_id, sealed(parts.pepper, key), tier=tier, **what), key
+
+    def _stored(self, parts: _Parts, key_id: str) -> KeyRecord:
+        """The record of this id, or NoSuchKey."""
+        record = parts.store.get(key_id)
+        if record is None:
+            raise self._unknown(key_id)
+        return record
 
     def _unknown(self, key_id: str) -> NoSuchKey:
         if any(record.key_id == key_id for record in self._parts().fixed.all()):

@@ -9,6 +9,7 @@ business: say it in the URL (`?connect_timeout=2` for PostgreSQL).
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from opsguard.exceptions import SettingsError
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 __all__ = ["SqlStore"]
+
+_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+"""Seconds between the attempts to make the tables."""
 
 
 class SqlStore:
@@ -60,6 +64,7 @@ class SqlStore:
         self._engines: dict[int, Engine] = {}
         self._ready: set[int] = set()
         self._sa = sa
+        self._fault = exc.DBAPIError
         # A collation of the database's may take two ids that differ in case for one: our ids are
         # random, so that is as good as never, and a digest is bytes.
         text = sa.String(255)
@@ -92,7 +97,6 @@ class SqlStore:
             sa.Column("name", sa.String(64), primary_key=True),
             sa.Column("value", text, nullable=False),
         )
-        self._tables = tables
         columns = [keys.c[name] for name in COLUMNS]
         reached = keys.c.digest >= sa.bindparam("digest")
         self._find = sa.select(*columns).where(reached).order_by(keys.c.digest).limit(1)
@@ -115,9 +119,8 @@ class SqlStore:
 
     def add(self, record: KeyRecord, *, retire: tuple[str, float] | None = None) -> None:
         sa, keys = self._sa, self._keys
+        self._prepare()
         with self._engine().begin() as connection:
-            if not self._usable(connection):
-                self._make(connection)
             connection.execute(sa.insert(keys), row_of(record))
             if retire is not None:
                 key_id, at = retire
@@ -179,10 +182,32 @@ class SqlStore:
         self._ready.add(os.getpid())
         return True
 
+    def _prepare(self) -> None:
+        """Make the tables unless they are there. Where several processes do so at once, all but one
+        fail at something that depends on the database, and find the other's tables a moment later.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                with self._engine().begin() as connection:
+                    if not self._usable(connection):
+                        self._make(connection)
+                return
+            except self._fault:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+
     def _make(self, connection: Connection) -> None:
-        self._tables.create_all(connection)
-        connection.execute(self._sa.insert(self._keys), row_of(DECOY))
-        connection.execute(
-            self._sa.insert(self._meta),
-            [{"name": "schema", "value": str(SCHEMA)}, {"name": "pepper", "value": self._check}],
-        )
+        """The table of the keys comes last: who sees it sees a store that is whole, also where each
+        CREATE TABLE is a transaction of its own (MySQL). What a process that died has made is kept.
+        """
+        sa, keys, meta = self._sa, self._keys, self._meta
+        meta.create(connection, checkfirst=True)
+        if connection.execute(sa.select(meta)).first() is None:
+            rows = {"schema": str(SCHEMA), "pepper": self._check}
+            connection.execute(
+                sa.insert(meta), [{"name": name, "value": rows[name]} for name in rows]
+            )
+        keys.create(connection, checkfirst=True)
+        if connection.execute(self._get, {"id": DECOY.key_id}).first() is None:
+            connection.execute(sa.insert(keys), row_of(DECOY))

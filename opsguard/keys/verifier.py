@@ -98,11 +98,9 @@ class Verifier:
 
         :raises KeyStoreDown: if that cannot be told now.
         """
-        found = self._good.get(credential)
-        if found is not None and found[1] > self._clock():
-            return found[0]
-        if self._hopeless(credential):
-            return None
+        known = self.cached(credential)
+        if known is not None or self._hopeless(credential):
+            return known
         flight, ours = self._join(credential)
         if ours:
             self._fly(credential, flight)
@@ -110,11 +108,9 @@ class Verifier:
 
     async def averify(self, credential: str) -> Identity | None:
         """`verify` for a coroutine: the store is asked in a thread."""
-        found = self._good.get(credential)
-        if found is not None and found[1] > self._clock():
-            return found[0]
-        if self._hopeless(credential):
-            return None
+        known = self.cached(credential)
+        if known is not None or self._hopeless(credential):
+            return known
         flight, ours = self._join(credential)
         if ours:
             self._fly_apart(credential, flight)
@@ -139,6 +135,13 @@ class Verifier:
             self._forgotten += 1
             self._good.clear()
             self._bad.clear()
+
+    def close(self) -> None:
+        """Close the store; the next look-up opens it again."""
+        try:
+            self._store.close()
+        except Exception as error:
+            self._report("keys", error)
 
     def _hopeless(self, credential: str) -> bool:
         if not credential or len(credential) > LONGEST or not credential.isascii():
@@ -263,12 +266,7 @@ def _counts(record: KeyRecord | None, digest: bytes, wall: float) -> bool:
     """Whether a record is that of this digest, and alive. It looks at everything in any case."""
     if record is None:
         return False
-    same = compare_digest(record.digest, digest)
-    ends = min(
-        float("inf") if record.expires is None else record.expires,
-        float("inf") if record.revoked is None else record.revoked,
-    )
-    return same & (wall < ends)
+    return compare_digest(record.digest, digest) & record.alive(wall)
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

@@ -6,7 +6,7 @@ Nothing here loads a storage driver or the `limits` package; a remote store does
 from __future__ import annotations
 
 from opsguard.limiter.buckets import Ask
-from opsguard.limiter.decorators import enforcing, exempt, limit
+from opsguard.limiter.decorators import exempt, limit
 from opsguard.limiter.explain import Coverage, Explanation, Route, describe, explain, table
 from opsguard.limiter.limiter import Limiter, is_preflight
 from opsguard.limiter.local import LocalStore
@@ -35,7 +35,6 @@ __all__ = [
     "StoreDown",
     "Verdict",
     "describe",
-    "enforcing",
     "exempt",
     "explain",
     "is_preflight",

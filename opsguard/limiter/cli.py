@@ -54,7 +54,7 @@ def limiter_of(settings: Settings) -> Limiter | None:
     def count(policy: str, outcome: str) -> Callable[[], None]:
         return _nothing
 
-    def report(site: str, error: BaseException | None) -> None:
+    def report(site: str, error: BaseException | None, *, then: str = "") -> None:
         return None
 
     try:

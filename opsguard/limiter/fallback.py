@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from opsguard.limiter.breaker import Breaker, Permit
 from opsguard.limiter.rates import Rate
@@ -24,14 +25,28 @@ from opsguard.limiter.stores import (
     Verdict,
 )
 
-__all__ = ["FallbackStore"]
+__all__ = ["FallbackStore", "StoreReport"]
+
+
+_THEN: Final[dict[OnStoreError, str]] = {
+    "local": "this process decided the request by itself (on_store_error is local)",
+    "allow": "the request was let through (on_store_error is allow)",
+    "deny": "the request was refused (on_store_error is deny)",
+}
+_LATER: Final = "is asked again later"
+
+
+class StoreReport(Protocol):
+    """(site, error, what was done then)."""
+
+    def __call__(self, site: str, error: BaseException, *, then: str = ...) -> None: ...
 
 
 class FallbackStore:
     """`remote`, and while it is down `local` or one answer for all. Nothing here raises.
 
-    `report` is told of each failure of the store, as a site and an error; it counts, and logs now
-    and then. Thread-safe; fork-safe if both stores are.
+    `report` is told of each failure of the store, and what was done about it; it counts, and logs
+    now and then. Thread-safe; fork-safe if both stores are.
 
     What `local` took is given back to `local`. For a concurrency slot that is remembered; other
     charges are given back at once if at all, and go where a decision would go now. So one that
@@ -46,7 +61,7 @@ class FallbackStore:
         local: Store,
         *,
         breaker: Breaker,
-        report: Callable[[str, BaseException], None],
+        report: StoreReport,
     ) -> None:
         self.strategies: frozenset[Strategy] = remote.strategies & local.strategies
         self._remote = remote
@@ -68,15 +83,20 @@ class FallbackStore:
     def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         """Decide. `on_error` says who does if the store cannot: `local` alone, or one answer."""
         permit = self._breaker.ask()
-        if permit is Permit.ASK and (verdict := self._ask(charges)) is not None:
-            return verdict
+        if permit is Permit.ASK:
+            verdict = self._ask(charges, _THEN[on_error])
+            if verdict is not None:
+                return verdict
         if permit is Permit.PROBE:
             self._probe_in_thread()
         return self._stand_in.take(charges, on_error)
 
     async def atake(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         permit = self._breaker.ask()
-        if permit is Permit.ASK and (verdict := await self._aask(charges)) is not None:
+        if (
+            permit is Permit.ASK
+            and (verdict := await self._aask(charges, _THEN[on_error])) is not None
+        ):
             return verdict
         if permit is Permit.PROBE:
             self._probe_in_task()
@@ -128,28 +148,28 @@ class FallbackStore:
             return []
         return there
 
-    def _ask(self, charges: Sequence[Charge]) -> Verdict | None:
+    def _ask(self, charges: Sequence[Charge], then: str = _LATER) -> Verdict | None:
         try:
             verdict = self._remote.take(charges)
         except Exception as error:
-            self._failed(error)
+            self._failed(error, then)
             return None
         self._breaker.succeeded()
         return verdict
 
-    async def _aask(self, charges: Sequence[Charge]) -> Verdict | None:
+    async def _aask(self, charges: Sequence[Charge], then: str = _LATER) -> Verdict | None:
         try:
             verdict = await self._remote.atake(charges)
         except Exception as error:
-            self._failed(error)
+            self._failed(error, then)
             return None
         self._breaker.succeeded()
         return verdict
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, then: str = _LATER) -> None:
         # Anything but StoreDown is a fault of ours; the request is answered all the same.
         self._breaker.failed()
-        self._report("limiter.store", error)
+        self._report("limiter.store", error, then=then)
 
     def _probe_in_thread(self) -> None:
         probe = threading.Thread(

@@ -236,6 +236,7 @@ class Limiter:
                 scope=f"{endpoint} {policy.name}",
                 stage="route",
                 why=f"the handler is decorated ({policy.name or endpoint})",
+                said=policy.scope or endpoint or "route",
             )
             for policy in policies
         ]

@@ -12,10 +12,12 @@ from opsguard.limiter.local import LocalStore
 from opsguard.limiter.stores import GuardedStore, Store
 
 if TYPE_CHECKING:
+    from opsguard.limiter.fallback import StoreReport
     from opsguard.settings import Limiter as Options
 
-__all__ = ["can_share", "open_store"]
+__all__ = ["can_share", "check_store", "open_store"]
 
+_NEEDS_LINUX = "the store 'workers' needs Linux: take 'local' or a Redis"
 _FAILURE = 0.004  # seconds
 _WORKERS = 8  # how many processes are taken to share a remote store, where leases ask
 
@@ -28,7 +30,7 @@ def open_store(
     options: Options,
     *,
     full: Callable[[], None],
-    report: Callable[[str, BaseException | None], None],
+    report: StoreReport,
     clock: Clock,
     folder: Callable[[], Path | None] = _nowhere,
     several: bool = False,
@@ -72,12 +74,12 @@ def _workers(
     options: Options,
     local: LocalStore,
     full: Callable[[], None],
-    report: Callable[[str, BaseException | None], None],
+    report: StoreReport,
     clock: Clock,
     folder: Callable[[], Path | None],
 ) -> Store:
     if not can_share():
-        raise ValueError("the store 'workers' needs Linux: take 'local' or a Redis")
+        raise ValueError(_NEEDS_LINUX)
     from opsguard.limiter.workers import WorkersStore
 
     return WorkersStore(
@@ -94,6 +96,19 @@ def _workers(
 def _is_free(options: Options) -> bool:
     """Whether the settings leave the choice to us."""
     return options.store == "auto" and not options.redis_url
+
+
+def check_store(options: Options) -> None:
+    """Whether `limiter.store` could be opened, for a service that limits nothing yet.
+
+    :raises ValueError: for a store that is none, or whose driver is missing.
+    """
+    if options.store == "workers" and not can_share():
+        raise ValueError(_NEEDS_LINUX)
+    from opsguard.limiter.storages import remote_store
+
+    if options.store != "auto" and (url := _url(options)):
+        remote_store(url, timeout=options.timeout).close()
 
 
 def _url(options: Options) -> str:

@@ -18,7 +18,8 @@ __all__ = ["Count", "Maker", "Report", "Rule"]
 
 Count = Callable[[str, str], Callable[[], None]]
 """(policy, outcome) to a function that adds one. Outcomes: `allowed`, `refused`,
-`shadow_refused`, `free` (it cost nothing), `key_fallback` and `cost_fallback` (a user's function
+`shadow_refused`, `store_error` (the store did not answer; it counts beside what was decided without
+it), `free` (it cost nothing), `key_fallback` and `cost_fallback` (a user's function
 failed), `store_full`."""
 
 Report = Callable[[str, BaseException], None]
@@ -30,10 +31,13 @@ class Rule:
 
     __slots__ = (
         *("allowed", "free", "key", "messages", "most", "name", "on_error", "policy", "prefixes"),
-        *("price", "refused", "shadow", "shadow_refused", "stage", "strategy", "whose", "why"),
+        *("price", "refused", "shadow", "said", "shadow_refused", "stage", "store_error"),
+        *("strategy", "whose", "why"),
     )
 
     name: str
+    said: str
+    """What clients know it by: a decorator's route, never where its handler is in the code."""
     policy: Policy
     strategy: Strategy
     key: str | Callable[..., object]
@@ -55,6 +59,7 @@ class Rule:
     refused: Callable[[], None]
     shadow_refused: Callable[[], None]
     free: Callable[[], None]
+    store_error: Callable[[], None]
 
     def charges(self, client: str, cost: int) -> tuple[Charge, ...]:
         """What a request of this client takes, one charge for each rate."""
@@ -84,14 +89,18 @@ class Maker:
     count: Count
     report: Report
 
-    def rule(self, policy: Policy, *, name: str, scope: str, stage: str, why: str) -> Rule:
-        """`scope` is the policy's own, where it shares none.
+    def rule(
+        self, policy: Policy, *, name: str, scope: str, stage: str, why: str, said: str = ""
+    ) -> Rule:
+        """`scope` is the policy's own, where it shares none; `said` is what clients know it by, if
+        that is not the name.
 
         :raises ValueError: for a strategy that the store cannot do, and a cost above the limit.
         """
         options = self.options
         rule = Rule()
         rule.name, rule.policy, rule.stage, rule.why = name, policy, stage, why
+        rule.said = said or name
         rule.strategy = policy.strategy or options.strategy
         check_strategy(self.store, self.can, rule.strategy, name)
         rule.key = policy.key if policy.key is not None else options.key
@@ -109,6 +118,7 @@ class Maker:
         rule.refused = self.count(name, "refused")
         rule.shadow_refused = self.count(name, "shadow_refused")
         rule.free = self.count(name, "free")
+        rule.store_error = self.count(name, "store_error")
         return rule
 
     def _fallback(self, name: str, what: str) -> Callable[[BaseException | None], None]:

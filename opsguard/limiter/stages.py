@@ -8,7 +8,7 @@ verdicts, and that is driven with and without `await`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from sys import maxsize
@@ -89,13 +89,11 @@ class Stage:
         self._error = error
         self._on_error: OnStoreError = "allow" if self._enforced else "local"
         quotas: list[tuple[str, Rate, Strategy]] = []
+        names = _told_apart(self._enforced)
         for rule in self._enforced:
             if _STRICTER[rule.on_error] > _STRICTER[self._on_error]:
                 self._on_error = rule.on_error
-            alone = len(rule.policy.rates) == 1
-            for rate in rule.policy.rates:
-                name = rule.name if alone else f"{rule.name} {rate.text}"
-                quotas.append((name, rate, rule.strategy))
+            quotas.extend((next(names), rate, rule.strategy) for rate in rule.policy.rates)
         self._says = [say_with(quotas, at, wall) for at in range(len(quotas))]
         self._messages = [text for rule in self._enforced for text in rule.messages]
         self.decide: Callable[[Ask], Decision | None] = self._quick() or self._drive
@@ -153,6 +151,9 @@ class Stage:
             verdict = yield charges, self._on_error
             place = places[verdict.charge]
             headers = self._says[place](verdict.remaining, verdict.reset)
+            if verdict.stood_in:
+                for rule, _, _ in taken:
+                    rule.store_error()
             if not verdict.allowed:
                 self._owner(place).refused()
                 return self._refusal(ask, place, verdict.retry_after, headers)
@@ -177,6 +178,8 @@ class Stage:
             else:
                 client = rule.whose(ask)
                 verdict = yield rule.charges(client, int(cost)), rule.on_error
+                if verdict.stood_in:
+                    rule.store_error()
                 if verdict.allowed:
                     taken.append((rule, client, int(cost)))
                     rule.allowed()
@@ -219,3 +222,15 @@ class Stage:
             return refuse(ask, wait=wait, headers=headers)
 
         return decide
+
+
+def _told_apart(rules: Sequence[Rule]) -> Iterator[str]:
+    """A name for each rate of these rules, in the words of clients: that of its rule, with the rate
+    where a name would come twice, and with a number where that does too.
+    """
+    quotas = [(rule.said, rate.text) for rule in rules for rate in rule.policy.rates]
+    names = [said for said, _ in quotas]
+    names = [said if names.count(said) == 1 else f"{said} {text}" for said, text in quotas]
+    for at, name in enumerate(names):
+        before = names[:at].count(name)
+        yield f"{name} #{before + 1}" if before else name

@@ -33,7 +33,7 @@ class StandIn:
 
     def take(self, charges: Sequence[Charge], on_error: OnStoreError) -> Verdict:
         if on_error == "deny":
-            return Verdict(False, 0, _RETRY_AFTER, _RETRY_AFTER, 0)
+            return Verdict(False, 0, _RETRY_AFTER, _RETRY_AFTER, 0, stood_in=True)
         if on_error == "local":
             try:
                 verdict = self._local.take(charges)
@@ -42,9 +42,9 @@ class StandIn:
             else:
                 if verdict.allowed:
                     self._elsewhere.hold(charges, locally=True)
-                return verdict
+                return verdict._replace(stood_in=True)
         self._elsewhere.hold(charges, locally=False)
-        return Verdict(True, charges[0].rate.amount, 0.0, 0.0, 0)
+        return Verdict(True, charges[0].rate.amount, 0.0, 0.0, 0, stood_in=True)
 
     def give_back(self, charges: Sequence[Charge], *, down: bool) -> list[Charge]:
         """Give `local` its own back, and while the store is `down` what is not in flight; what is

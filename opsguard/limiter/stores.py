@@ -57,6 +57,8 @@ class Verdict(NamedTuple):
     """0.0 if allowed; else seconds until the same cost may be admitted, above 0."""
     charge: int
     """Index of the charge that decided: the one that refuses, else the tightest."""
+    stood_in: bool = False
+    """The store did not answer: what `on_store_error` says decided."""
 
 
 class Store(Protocol):
@@ -105,6 +107,8 @@ class GuardedStore(Protocol):
     ) -> Verdict: ...
     def give_back(self, charges: Sequence[Charge]) -> None: ...
     async def agive_back(self, charges: Sequence[Charge]) -> None: ...
+    def close(self) -> None: ...
+    async def aclose(self) -> None: ...
 
 
 @runtime_checkable

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-__all__ = ["Process", "manager"]
+__all__ = ["Process", "manager", "several"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,15 @@ def manager() -> Process:
     if _manager is None:
         _manager = _find()
     return _manager
+
+
+def several() -> bool:
+    """Whether this process is one of a group of workers, or will be forked into one: a server that
+    loads the app before it forks (gunicorn with --preload, uWSGI).
+    """
+    if manager().pid != os.getpid():
+        return True
+    return "uwsgi" in sys.modules or _arbiter() is not None
 
 
 _manager: Process | None = None

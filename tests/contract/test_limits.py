@@ -639,6 +639,14 @@ def test_a_store_that_is_down_is_never_an_error_of_ours(
     assert gate.statuses("/allow", 3) == [200, 200, 200]
     assert gate.statuses("/deny", 2) == [429, 429]
     assert gate.statuses("/slot", 3) == [200, 200, 200]
+    told = gate.decisions().items()
+    assert sum(count for (_, outcome), count in told if outcome == "store_error") == 11
+    said = [line["message"] for line in gate.lines("opsguard")]
+    (failed,) = [text for text in said if "limiter.store" in text]
+    assert failed == (
+        "opsguard: limiter.store failed and this process decided the request by itself "
+        "(on_store_error is local)"
+    )
 
 
 # --- many at once
