@@ -35,7 +35,8 @@ class Definition:
     @property
     def width(self) -> int:
         """Cells of a series. A histogram: one for each bucket (not cumulative), one for +Inf, the
-        sum. A summary: the count, the sum. A gauge of mode `latest`: its value, and when it was set.
+        sum. A summary: the count, the sum. A gauge of mode `latest`: its value, and when that was
+        set.
         """
         if self.kind == "histogram":
             return len(self.buckets) + 2
