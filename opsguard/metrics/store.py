@@ -216,8 +216,8 @@ class Store(Shelf):
             self._let_go()
             self._lost = True
             mapping = _anonymous(self._limit)
-            size = (self._used - HEADER_SIZE - RECORD.size) // 8 * 8
-            self._begin(mapping, pack_record(SPARE, None, bytes(size))[: self._used - HEADER_SIZE])
+            empty = len(pack_record(SPARE, None, b""))
+            self._begin(mapping, pack_record(SPARE, None, bytes(self._used - HEADER_SIZE - empty)))
             self._map, self._net = mapping, None
             self.cells = memoryview(mapping).cast("d")
         self._complain(_NO_FILE, OSError("somebody damaged the file: it begins again at zero"))
