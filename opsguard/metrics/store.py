@@ -218,7 +218,7 @@ class Store(Shelf):
             mapping = _anonymous(self._limit)
             empty = len(pack_record(SPARE, None, b""))
             self._begin(mapping, pack_record(SPARE, None, bytes(self._used - HEADER_SIZE - empty)))
-            self._map, self._net = mapping, None
+            self._map = mapping  # the net stays: somebody may be about to write to the old one
             self.cells = memoryview(mapping).cast("d")
         self._complain(_NO_FILE, OSError("somebody damaged the file: it begins again at zero"))
 
@@ -264,9 +264,6 @@ class Store(Shelf):
         if self.path is None:
             self._begin(mapping, records)
         self._map = mapping
-        self._net = None
-        if self.path is not None and shared is not None:
-            self._net = shared.Net(mapping)
         self._heed_the_end()
         self._used = HEADER_SIZE + len(records)
         self.cells = memoryview(mapping).cast("d")
@@ -287,6 +284,7 @@ class Store(Shelf):
             _fill(file, 0, _STEP)
             self._reserve(HEADER_SIZE + len(records))
             mapping = _map(path, self._limit)
+            self._net = None if shared is None else shared.Net(mapping)
             self._begin(mapping, records)
             known = path.rename(directory / f"{WORKER}{self.number}-{os.getpid()}-{token}")
         except BaseException:
