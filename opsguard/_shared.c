@@ -10,6 +10,8 @@
  * for longer, or full, or it is time to look at the file, the Python function decides that it was
  * given.
  *
+ * A file that is mapped can be cut short: a Net keeps the process that mapped it alive.
+ *
  * A process may be killed between any two of its stores, so their order matters: a state is never
  * worth more, half written, than it was, and a slot gets its new name last.
  */
@@ -22,13 +24,16 @@
 #include <structmember.h>
 
 #include <endian.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ipc.h>
+#include <sys/mman.h>
 #include <sys/shm.h>
 #include <time.h>
 #include <unistd.h>
@@ -842,6 +847,105 @@ static PyTypeObject GateType = {
     .tp_methods = gate_methods,
 };
 
+/* Mappings of files that somebody may cut short -------------------------------------------------- */
+
+/* A page of a mapping whose file ends before it is SIGBUS when it is touched. For the mappings that a
+ * Net holds, the handler puts an empty page of private memory in its place, and the process goes on;
+ * every other SIGBUS goes to who handled it before. The table is written under the GIL only; the
+ * handler may run at any moment, so a range counts from when its end is written.
+ */
+enum { NETS = 256 };
+static struct { _Atomic uintptr_t start, end; } nets[NETS];
+static struct sigaction before_us;
+static uintptr_t page_size; /* 0: the handler is not installed yet */
+
+static void
+on_bus_error(int number, siginfo_t *info, void *context)
+{
+    uintptr_t at = (uintptr_t)info->si_addr;
+    int error = errno;
+    for (int i = 0; i < NETS && info->si_code == BUS_ADRERR; i++) {
+        if (at < nets[i].start || at >= nets[i].end)
+            continue;
+        void *page = (void *)(at - at % page_size);
+        if (mmap(page, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+            == page) {
+            errno = error;
+            return;
+        }
+        break;
+    }
+    if (before_us.sa_flags & SA_SIGINFO)
+        before_us.sa_sigaction(number, info, context);
+    else if (before_us.sa_handler != SIG_DFL && before_us.sa_handler != SIG_IGN)
+        before_us.sa_handler(number);
+    else
+        signal(number, SIG_DFL); /* the access is tried again, and ends the process as it would have */
+    errno = error;
+}
+
+/* Keeps a mapping, and lets the process survive that its file is cut short. */
+typedef struct {
+    PyObject_HEAD
+    Py_buffer view;
+    int place;
+} Net;
+
+static PyObject *
+net_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    PyObject *mapping;
+    static char *keys[] = {"mapping", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O", keys, &mapping))
+        return NULL;
+    int place = 0;
+    while (place < NETS && nets[place].end)
+        place++;
+    if (place == NETS) {
+        PyErr_SetString(PyExc_OSError, "too many mappings");
+        return NULL;
+    }
+    if (!page_size) {
+        struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+        sigemptyset(&ours.sa_mask);
+        page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
+        if (sigaction(SIGBUS, &ours, &before_us) < 0) {
+            page_size = 0;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+    Net *self = (Net *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->place = -1;
+    if (PyObject_GetBuffer(mapping, &self->view, PyBUF_WRITABLE) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->place = place;
+    nets[place].start = (uintptr_t)self->view.buf;
+    nets[place].end = (uintptr_t)self->view.buf + (uintptr_t)self->view.len;
+    return (PyObject *)self;
+}
+
+static void
+net_dealloc(Net *self)
+{
+    if (self->place >= 0) {
+        nets[self->place].end = 0;
+        PyBuffer_Release(&self->view);
+    }
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyTypeObject NetType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._shared.Net",
+    .tp_basicsize = sizeof(Net),
+    .tp_new = net_new,
+    .tp_dealloc = (destructor)net_dealloc,
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+};
+
 /* The module ----------------------------------------------------------------------------------- */
 
 static PyObject *
@@ -866,7 +970,7 @@ shared_exec(PyObject *module)
     }
     if (PyType_Ready(&SegmentType) < 0)
         return -1;
-    return PyModule_AddType(module, &GateType);
+    return PyModule_AddType(module, &GateType) < 0 ? -1 : PyModule_AddType(module, &NetType);
 }
 
 static PyModuleDef_Slot shared_slots[] = {

@@ -14,7 +14,7 @@ NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 MODES = ("sum", "max", "min", "latest", "live")
 """What a gauge shows of several workers: the sum, the extremes, the value that was set last, or
-each living worker's own, with the label `worker`."""
+each living worker's own, with the label `worker` once there are several."""
 MOST_BUCKETS = 500
 _KINDS = ("counter", "gauge", "histogram", "summary", "unknown")
 
@@ -35,7 +35,8 @@ class Definition:
     @property
     def width(self) -> int:
         """Cells of a series. A histogram: one for each bucket (not cumulative), one for +Inf, the
-        sum. A summary: the count, the sum. A gauge of mode `latest`: its value, and when it was set.
+        sum. A summary: the count, the sum. A gauge of mode `latest`: its value, and when that was
+        set.
         """
         if self.kind == "histogram":
             return len(self.buckets) + 2

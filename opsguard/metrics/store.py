@@ -11,7 +11,9 @@ the GIL (a free-threaded build) it is not, and every writer takes the store's lo
 **Why no SIGBUS.** A hole in a mapped file on a full disk is SIGBUS on the first write to it. Every
 page is reserved with `posix_fallocate` before a cell on it is handed out; if that fails the store
 goes on in anonymous memory, or, once open, hands out no new cells. Readers copy with `pread` and
-map nothing, so a file cut short by somebody else is a short read.
+map nothing, so a file cut short by somebody else is a short read. Our own file, cut short under us,
+is caught by the `Net` of the module in C: the process goes on with empty pages, sees at the next
+scrape what happened, and begins again at zero in private memory. Without that module it is SIGBUS.
 
 **Alive** is who holds the lock (`flock`) of the file: the kernel lets go of it however the process
 ends. A file is made under another name, and renamed once it is locked and whole: nobody ever finds
@@ -34,7 +36,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opsguard.accelerator import speed
+from opsguard.accelerator import shared, speed
 from opsguard.clock import Clock, wall
 from opsguard.metrics.exemplars import ExemplarTable
 from opsguard.metrics.inflight import PREFACE, SPARE_AT
@@ -47,9 +49,11 @@ from opsguard.metrics.layout import (
     RECORD,
     REVISION_AT,
     SERIES,
+    SPARE,
     USED_AT,
     pack_header,
     pack_record,
+    read_header,
 )
 
 if TYPE_CHECKING:
@@ -124,6 +128,8 @@ class Store(Shelf):
         self._clock = clock
         self._map: mmap.mmap | None = None
         self._file: int | None = None
+        self._net: Any = None
+        self._lost = False
         self._seat: Seat | None = None
         self._used = HEADER_SIZE
         self._reserved = 0
@@ -187,7 +193,34 @@ class Store(Shelf):
 
     def read(self) -> bytes:
         """The header and the finished records as they are now."""
-        return b"" if self._map is None else self._map[: self._used]
+        if self._map is None:
+            return b""
+        if self._damaged():
+            self._go_private()
+        return self._map[: self._used]
+
+    def _damaged(self) -> bool:
+        """Whether somebody has cut the file short, or written over its beginning."""
+        if self._map is None or self._file is None or self.path is None:
+            return False
+        if os.fstat(self._file).st_size != self._limit:
+            return True
+        header = read_header(self._map[:HEADER_SIZE])
+        return header is None or (header.pid, header.used) != (os.getpid(), self._used)
+
+    def _go_private(self) -> None:
+        """Begin again at zero, in memory that only this process has. Every index stays valid."""
+        with self.lock:
+            if not self._damaged():
+                return  # another thread was first
+            self._let_go()
+            self._lost = True
+            mapping = _anonymous(self._limit)
+            empty = len(pack_record(SPARE, None, b""))
+            self._begin(mapping, pack_record(SPARE, None, bytes(self._used - HEADER_SIZE - empty)))
+            self._map, self._net = mapping, None
+            self.cells = memoryview(mapping).cast("d")
+        self._complain(_NO_FILE, OSError("somebody damaged the file: it begins again at zero"))
 
     def leave(self, leaving: bool = True) -> None:
         """The process says that it ends, or that it goes on after all: what it was serving when it
@@ -231,13 +264,16 @@ class Store(Shelf):
         if self.path is None:
             self._begin(mapping, records)
         self._map = mapping
+        self._net = None
+        if self.path is not None and shared is not None:
+            self._net = shared.Net(mapping)
         self._heed_the_end()
         self._used = HEADER_SIZE + len(records)
         self.cells = memoryview(mapping).cast("d")
         return complaint
 
     def _mapped_file(self, records: bytes) -> mmap.mmap | None:
-        directory = self._place()
+        directory = None if self._lost else self._place()
         if directory is None:
             return None
         self._take_seat(directory)
