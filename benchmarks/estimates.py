@@ -112,6 +112,11 @@ def arm_us(arm: str) -> Statistic:
     return lambda rounds: median([one[arm].arm for one in rounds]) / 1_000.0
 
 
+def arm_ratio(arm: str) -> Statistic:
+    """A whole request of the arm as a part of one beside it: median of the paired ratios."""
+    return lambda rounds: median([one[arm].arm / one[arm].bare for one in rounds])
+
+
 def added_percent(arm: str) -> Statistic:
     """What the arm adds, in per cent of the bare app."""
     added, bare = added_us(arm), bare_us(arm)

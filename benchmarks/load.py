@@ -10,9 +10,11 @@ connections have a request waiting at the server: it never sleeps within a block
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +70,24 @@ class Connections:
         else:
             connection.close()
 
+    def __enter__(self) -> Connections:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        while self._open:
+            self._open.pop().close()
+
+    @property
+    def spare(self) -> int:
+        """How many are open and wait."""
+        return len(self._open)
+
+    def hand_over(self, other: Connections) -> None:
+        """All that are open belong to the other from now on."""
+        if other is not self:
+            other._open += self._open
+            self._open = []
+
     def fetch(self, path: str, *, encoding: str | None = None) -> bytes:
         """One whole answer. ``encoding`` replaces the request's Accept-Encoding."""
         headers = self.headers if encoding is None else with_encoding(self.headers, encoding)
@@ -110,15 +130,39 @@ class Connections:
         self._give_back(connection)
 
 
+def to_one_worker(
+    port: int, width: int, workers: int, seconds: float = 60.0
+) -> tuple[Connections, frozenset[int]]:
+    """Open connections that the same one of a server's workers has taken, and the pids of all.
+
+    :raises RuntimeError: if so many workers do not answer in this time.
+    """
+    deadline = time.monotonic() + seconds
+    found: dict[int, Connections] = {}
+    with contextlib.ExitStack() as rest:
+        while True:
+            probe = rest.enter_context(Connections(port, keep_alive=True, width=width))
+            one = found.setdefault(reading(probe)["pid"], probe)
+            probe.hand_over(one)
+            if len(found) >= workers and one.spare >= width:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{len(found)} of {workers} workers answer")
+        chosen = Connections(port, keep_alive=True, width=width)
+        one.hand_over(chosen)
+    return chosen, frozenset(found)
+
+
 def job(connections: Connections, path: str, requests: int) -> dict[str, Any]:
     """Load and both readings: CPU nanoseconds and requests in between."""
-    before = _reading(connections)
+    before = reading(connections)
     connections.send(path, requests)
-    after = _reading(connections)
+    after = reading(connections)
     return {key: after[key] - before[key] for key in ("cpu_ns", "requests")}
 
 
-def _reading(connections: Connections) -> dict[str, int]:
+def reading(connections: Connections) -> dict[str, int]:
+    """What the worker that answers tells of itself (see `benchmarks.served`)."""
     found: dict[str, int] = json.loads(connections.fetch(CONTROL).partition(b"\r\n\r\n")[2])
     return found
 

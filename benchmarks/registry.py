@@ -15,6 +15,7 @@ from benchmarks.programs import (
     limits,
     primitives,
     quick,
+    scale,
     shared,
     stores,
     workers,
@@ -38,6 +39,7 @@ PROGRAMS: dict[str, Program] = {
         primitives.PROGRAM,
         growth.PROGRAM,
         workers.PROGRAM,
+        scale.PROGRAM,
         imports.PROGRAM,
     )
 }

@@ -2,8 +2,8 @@
 
 Which app is in the environment (``BENCHMARK_FRAMEWORK``, ``BENCHMARK_VARIANT``). Around it, and
 around opsguard, in every variant alike, stands a control endpoint by which the worker itself
-tells the CPU time it has used, in nanoseconds, and how many requests it served: clock ticks or
-an outside observer would be too coarse. Before it answers it finishes what was put off.
+tells its pid, the CPU time it has used, in nanoseconds, and how many requests it served: clock
+ticks would be too coarse. Before it answers it finishes what was put off.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class _Meter:
 
     def reading(self) -> bytes:
         self._drain()
-        return json.dumps({"cpu_ns": time.process_time_ns(), "requests": self.requests}).encode()
+        told = {"pid": os.getpid(), "cpu_ns": time.process_time_ns(), "requests": self.requests}
+        return json.dumps(told).encode()
 
 
 class AsgiControl(_Meter):

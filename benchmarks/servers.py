@@ -55,14 +55,17 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(framework: str, variants: Sequence[str], seed: int) -> Iterator[dict[str, Server]]:
+def serving(
+    framework: str, variants: Sequence[str], seed: int, arguments: Sequence[str] = ()
+) -> Iterator[dict[str, Server]]:
     """A server per variant, all up; stopped at the end. All with the same `seed` of text hashes,
     which decides how Python's dictionaries lie in memory, and with that a per cent of the time.
+    `arguments` are added to the server's.
     """
     running: dict[str, Server] = {}
     try:
         for variant in variants:
-            running[variant] = _start(framework, variant, seed)
+            running[variant] = _start(framework, variant, seed, arguments)
         for server in running.values():
             _wait(server)
         yield running
@@ -78,10 +81,10 @@ def serving(framework: str, variants: Sequence[str], seed: int) -> Iterator[dict
             server.drain.finish()
 
 
-def _start(framework: str, variant: str, seed: int) -> Server:
+def _start(framework: str, variant: str, seed: int, arguments: Sequence[str]) -> Server:
     port, drain = free_port(), Drain()
     process = subprocess.Popen(
-        command(framework, port),
+        [*command(framework, port), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=drain.writer,
         env=os.environ

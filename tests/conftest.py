@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -45,6 +46,14 @@ def pytest_sessionstart() -> None:
 def checkout() -> Path:
     """The folder with pyproject.toml and the sources, wherever the tests themselves run."""
     return Path(os.environ.get("TESTED_CHECKOUT", Path(__file__).parents[1]))
+
+
+@pytest.fixture
+def nothing_left_behind() -> None:
+    """For tests that fork a lot: what earlier ones left to the garbage collector, each child would
+    start anew, which takes up to a second.
+    """
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
         pytest.param(forking.a_child_forked_while_all_locks_are_held_works, (), id="locks held"),
         pytest.param(forking.a_fork_waits_for_what_it_must_not_cut_in_two, (), id="fork waits"),
         pytest.param(forking.what_was_logged_before_a_fork_is_written_once, (), id="lines"),
-        pytest.param(forking.forks_under_load_hang_nobody, (100,), id="100 under load"),
+        pytest.param(forking.forks_under_load_hang_nobody, (40,), id="40 under load"),
         pytest.param(
             forking.forks_under_load_hang_nobody,
             (1000,),

@@ -26,7 +26,8 @@ from opsguard.metrics import Death, Metrics, gathering, retired
 from opsguard.metrics.layout import SERIES, pack_header, read_records
 from opsguard.metrics.store import Store
 
-FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+FORKS = pytest.mark.usefixtures("nothing_left_behind")
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -547,6 +548,7 @@ def forked(work: Callable[[], object], *, kill: bool = False) -> int:
     return pid
 
 
+@NEEDS_FORK
 @FORKS
 def test_workers_killed_in_the_middle_of_their_counting_lose_nothing(
     tmp_path: Path, crew: Crew
@@ -584,6 +586,7 @@ def test_workers_killed_in_the_middle_of_their_counting_lose_nothing(
     assert {death.pid for death in first.deaths} == set(pids)
 
 
+@NEEDS_FORK
 @FORKS
 def test_counters_never_go_backwards_while_workers_come_and_go(crew: Crew) -> None:
     first = crew()
@@ -607,6 +610,7 @@ def test_counters_never_go_backwards_while_workers_come_and_go(crew: Crew) -> No
     assert seen == sorted(seen)
 
 
+@NEEDS_FORK
 @FORKS
 def test_folders_at_the_same_time_count_everything_once(tmp_path: Path, crew: Crew) -> None:
     first = crew()
@@ -645,17 +649,20 @@ def recycled(crew: Crew, tmp_path: Path, times: int) -> None:
     assert (tmp_path / "retired").stat().st_size < 64_000
 
 
+@NEEDS_FORK
 @FORKS
 def test_recycling_leaves_no_growth(tmp_path: Path, crew: Crew) -> None:
     recycled(crew, tmp_path, 40)
 
 
+@NEEDS_FORK
 @FORKS
 @pytest.mark.full
 def test_recycling_of_a_thousand_leaves_no_growth(tmp_path: Path, crew: Crew) -> None:
     recycled(crew, tmp_path, 1_000)
 
 
+@NEEDS_FORK
 @FORKS
 def test_the_last_values_of_the_dead_are_in_the_retired_file(tmp_path: Path, crew: Crew) -> None:
     first = crew()
