@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 import time
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -33,11 +34,13 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 class Worker:
     """One worker's metrics, and what it complained of."""
 
-    def __init__(self, folder: Path, *, limit: int = 2_000) -> None:
+    def __init__(self, folder: Path, *, limit: int = 2_000, manager: int = 0) -> None:
         self.faults: list[str] = []
         self.deaths: list[Death] = []
         self.store = Store(lambda: folder, self._failed)
-        self.metrics = Metrics(self.store, limit=limit, failed=self._failed)
+        self.metrics = Metrics(
+            self.store, limit=limit, failed=self._failed, manager=lambda: manager
+        )
         self.metrics.died = self.deaths.append
 
     def _failed(self, site: str, error: BaseException | None) -> None:
@@ -272,6 +275,33 @@ def test_a_dead_workers_gauges_vanish(mode: str, crew: Crew) -> None:
     assert "g" in first.page()
     dead.die()
     assert not [key for key in first.samples() if key[0] == "g"]
+
+
+@FORKS
+def test_a_manager_that_loaded_the_app_is_no_worker(crew: Crew) -> None:
+    """With `gunicorn --preload` it has a file as well, in which nobody ever sets anything again."""
+    worker = crew(manager=os.getpid())
+    for mode in ("sum", "max", "min", "latest", "live"):
+        worker.metrics.gauge(f"of_{mode}", mode=mode).set(3)
+    worker.count(2, "a")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            for mode in ("sum", "max", "min", "latest", "live"):
+                worker.metrics.gauge(f"of_{mode}", mode=mode).set(2)
+            worker.count(5, "a")
+            os.write(writing, repr((worker.samples(), worker.metrics.workers())).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        found, workers = literal_eval(pipe.read())
+    assert workers == [(1, pid)]
+    assert found["jobs_total", (("queue", "a"),)] == 7.0
+    assert [found[f"of_{mode}", ()] for mode in ("sum", "max", "min")] == [5.0, 3.0, 2.0]
+    assert [found[f"of_{mode}", ()] for mode in ("latest", "live")] == [2.0, 2.0]
 
 
 def test_a_function_is_asked_in_the_worker_that_answers_and_stands_for_all(crew: Crew) -> None:

@@ -29,7 +29,8 @@ class Gathering:
     anew.
 
     `failed(site, error)` hears once of each file that cannot be read, `died(death)` of each worker
-    that this process found dead.
+    that this process found dead. `manager` gives the pid of the process that starts the workers: if
+    it has a file too, as it loaded the app before it forked, it still is no worker.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Gathering:
         died: Callable[[Death], None],
         limit: int,
         clock: Clock = wall,
+        manager: Callable[[], int] = lambda: 0,
     ) -> None:
         self.limit = limit
+        self._manager = manager
         self._store = store
         self._failed = failed
         self._died = died
@@ -74,7 +77,7 @@ class Gathering:
                 self._complain(path.parent.name, error)
                 return None
             self._living = sorted(
-                [(one.header.number, one.header.pid) for one in sources if one.alive]
+                [(one.header.number, one.header.pid) for one in sources if one.serves]
             )
             self._several = self._several or len(self._living) > 1
             return self._add(sources) if len(sources) > 1 else None
@@ -125,11 +128,12 @@ class Gathering:
     def _read_all(self, mine: Path, contained: frozenset[str]) -> tuple[list[Source], bool]:
         """What is read beside the retired file, and whether a file that it contains is left."""
         own = Source.of(mine.name, self._store.read(), self._known.get(mine.name), alive=True)
-        sources = [own]
+        sources, manager = [own], self._manager()
         names = {path.name for path in mine.parent.glob(f"{WORKER}*")}
         for name in sorted(names - contained - {mine.name}):
             found = self._read(mine.parent / name)
             if found is not None:
+                found.serves = found.alive and found.header.pid != manager
                 sources.append(found)
         self._known = {source.name: source.index for source in sources}
         return sources, not names.isdisjoint(contained)
@@ -152,7 +156,7 @@ class Gathering:
 
     def _add(self, sources: list[Source]) -> Merged:
         """The layout is made anew when somebody came or went, or took a series off the page."""
-        laid = [(source.index, source.alive, self.limit) for source in sources]
+        laid = [(one.index, one.alive, one.serves, self.limit) for one in sources]
         if self._merge is None or laid != self._laid:
             self._merge = Merge(self.limit)
             self._laid = laid
