@@ -559,6 +559,24 @@ def test_the_folder_may_vanish(tmp_path: Path) -> None:
     first.store.close()
 
 
+def test_a_worker_whose_file_was_deleted_says_so_and_tells_of_itself(
+    tmp_path: Path, crew: Crew
+) -> None:
+    """A cleaner of old files, or an operator. Its number goes to the next worker that starts."""
+    first, second = crew(), crew()
+    first.count(1, "a")
+    second.count(2, "a")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    late = crew()
+    late.count(4, "a")
+    for _ in range(2):
+        assert [one.jobs() for one in (first, second, late)] == [1.0, 2.0, 4.0]
+    assert [one.faults for one in (first, second)] == [["metrics file of a worker"]] * 2
+    assert first.metrics.workers() == [(0, os.getpid())]
+    assert late.faults == []
+
+
 # --- processes
 
 

@@ -22,6 +22,7 @@ __all__ = ["Gathering"]
 
 _ATTEMPTS = 5
 _SITE = "metrics file of a worker"
+_REMOVED = "{} was deleted: until a restart /metrics of this worker tells its own numbers alone"
 
 
 class Gathering:
@@ -64,7 +65,9 @@ class Gathering:
         """Labels that tell workers apart came, and do not go when only one is left."""
 
     def merged(self) -> Merged | None:
-        """The numbers of all workers; None if this one is alone and nobody was before it."""
+        """The numbers of all workers; None if this one is alone and nobody was before it, or if its
+        file was deleted: who has no part in the sums of the others tells of itself.
+        """
         path = self._store.path
         if path is None:
             return None
@@ -72,9 +75,12 @@ class Gathering:
             self._begin()
         with self._lock:
             try:
+                if self._store.is_removed():
+                    raise FileNotFoundError(_REMOVED.format(path))
                 sources = self._sources(path)
-            except OSError as error:  # the folder is gone
+            except OSError as error:
                 self._complain(path.parent.name, error)
+                self._living = []
                 return None
             self._living = sorted(
                 [(one.header.number, one.header.pid) for one in sources if one.serves]

@@ -189,6 +189,11 @@ class Store(Shelf):
         """The header and the finished records as they are now."""
         return b"" if self._map is None else self._map[: self._used]
 
+    def is_removed(self) -> bool:
+        """Whether somebody deleted the file. Counting goes on in it, and nobody else can read it."""
+        file = self._file
+        return file is not None and os.fstat(file).st_nlink == 0
+
     def leave(self, leaving: bool = True) -> None:
         """The process says that it ends, or that it goes on after all: what it was serving when it
         ends is no accident then.
