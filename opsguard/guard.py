@@ -25,7 +25,7 @@ from opsguard.metrics import Death, Metrics
 from opsguard.metrics.adoption import adopt
 from opsguard.metrics.store import Store
 from opsguard.plan import Plan, Port, Protocol, Step, T
-from opsguard.workers import Board, Place, several
+from opsguard.workers import Board, Place, manager, several
 
 if TYPE_CHECKING:
     from opsguard.admission import Admission
@@ -68,7 +68,9 @@ class OpsGuard:
         self.failures = Failures()
         self.marked = Marked()
         self._store = Store(self._directory, self.failures.report)
-        self.metrics = Metrics(self._store, failed=self.failures.report)
+        self.metrics = Metrics(
+            self._store, failed=self.failures.report, manager=lambda: manager().pid
+        )
         self._levels: Levels | None = None
         self.board = Board(self._directory, self.failures.report, self._apply_levels)
 

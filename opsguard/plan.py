@@ -502,6 +502,7 @@ class Plan:
 
         from opsguard.metrics import adoption
         from opsguard.metrics.exposition import Exposition
+        from opsguard.metrics.foreign import Files
         from opsguard.metrics.process import ProcessCollector
 
         metrics = self.metrics
@@ -509,7 +510,7 @@ class Plan:
         ours = self.runtime.ops.metrics
         processes = ProcessCollector(workers=ours.workers, manager=lambda: manager().pid)
         return Exposition(
-            (metrics, *shared, adoption.Beside((metrics, *shared)), processes, REGISTRY),
+            (metrics, *shared, adoption.Beside((metrics, *shared)), processes, Files(), REGISTRY),
             covered=adoption.covers,
             failures=self.failures.report,
             clock=self.clock,

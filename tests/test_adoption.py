@@ -818,6 +818,57 @@ def test_multiprocess_mode_of_prometheus_client_is_left_alone(tmp_path: Path) ->
     assert said.splitlines()[-1] == "None MmapedValue False"
 
 
+def test_multiprocess_mode_of_prometheus_client_is_on_the_page_as_sums(tmp_path: Path) -> None:
+    """Each scrape would tell of another worker else, and its counters would go up and down."""
+    script = """
+        import os
+        from prometheus_client import Counter, Gauge, Histogram, Info
+        from opsguard import OpsGuard
+        from opsguard.testing import Request, call_wsgi
+        from opsguard_wsgi import install
+
+        app = install(lambda environ, start_response: [], OpsGuard(service="shop"))
+        orders = Counter("orders", "", ["plan"])
+        times = Histogram("times", "", buckets=(1, 2))
+        Info("build", "").info({"version": "1"})
+        orders.labels("pro").inc(2)
+        if os.fork() == 0:
+            orders.labels("pro").inc(3)
+            times.observe(1.5)
+            os._exit(0)
+        os.wait()
+        page = call_wsgi(app, Request("/metrics")).body.decode()
+        wanted = ("orders_", "times_count", "build_info")
+        print(*[line for line in page.splitlines() if line.startswith(wanted)], sep="\\n")
+    """
+    said = run(script, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    lines = ['orders_total{plan="pro"} 5.0', "times_count 1.0", 'build_info{version="1"} 1.0']
+    assert sorted(said.splitlines()[-3:]) == sorted(lines)
+
+
+def test_files_of_prometheus_client_that_cannot_be_read_leave_what_a_worker_knows(
+    tmp_path: Path,
+) -> None:
+    """A file of zero bytes, which breaks its own collector, breaks no page of ours."""
+    script = """
+        from pathlib import Path
+        from prometheus_client import Counter
+        from opsguard import OpsGuard
+        from opsguard.testing import Request, call_wsgi
+        from opsguard_wsgi import install
+        import os
+
+        app = install(lambda environ, start_response: [], OpsGuard(service="shop"))
+        Counter("orders", "").inc(2)
+        Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], "counter_1.db").touch()
+        page = call_wsgi(app, Request("/metrics")).body.decode()
+        print("orders_total 2.0" in page, 'internal_errors_total{site="collector:Files"}' in
+              call_wsgi(app, Request("/metrics")).body.decode())
+    """
+    said = run(script, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert said.splitlines()[-1] == "True True"
+
+
 # --- installed
 
 

@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 import time
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -34,11 +35,13 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 class Worker:
     """One worker's metrics, and what it complained of."""
 
-    def __init__(self, folder: Path, *, limit: int = 2_000) -> None:
+    def __init__(self, folder: Path, *, limit: int = 2_000, manager: int = 0) -> None:
         self.faults: list[str] = []
         self.deaths: list[Death] = []
         self.store = Store(lambda: folder, self._failed)
-        self.metrics = Metrics(self.store, limit=limit, failed=self._failed)
+        self.metrics = Metrics(
+            self.store, limit=limit, failed=self._failed, manager=lambda: manager
+        )
         self.metrics.died = self.deaths.append
 
     def _failed(self, site: str, error: BaseException | None) -> None:
@@ -273,6 +276,33 @@ def test_a_dead_workers_gauges_vanish(mode: str, crew: Crew) -> None:
     assert "g" in first.page()
     dead.die()
     assert not [key for key in first.samples() if key[0] == "g"]
+
+
+@FORKS
+def test_a_manager_that_loaded_the_app_is_no_worker(crew: Crew) -> None:
+    """With `gunicorn --preload` it has a file as well, in which nobody ever sets anything again."""
+    worker = crew(manager=os.getpid())
+    for mode in ("sum", "max", "min", "latest", "live"):
+        worker.metrics.gauge(f"of_{mode}", mode=mode).set(3)
+    worker.count(2, "a")
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            for mode in ("sum", "max", "min", "latest", "live"):
+                worker.metrics.gauge(f"of_{mode}", mode=mode).set(2)
+            worker.count(5, "a")
+            os.write(writing, repr((worker.samples(), worker.metrics.workers())).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        found, workers = literal_eval(pipe.read())
+    assert workers == [(1, pid)]
+    assert found["jobs_total", (("queue", "a"),)] == 7.0
+    assert [found[f"of_{mode}", ()] for mode in ("sum", "max", "min")] == [5.0, 3.0, 2.0]
+    assert [found[f"of_{mode}", ()] for mode in ("latest", "live")] == [2.0, 2.0]
 
 
 def test_a_function_is_asked_in_the_worker_that_answers_and_stands_for_all(crew: Crew) -> None:
@@ -528,6 +558,24 @@ def test_the_folder_may_vanish(tmp_path: Path) -> None:
     first.metrics.tidy()
     assert first.jobs() == 2.0
     first.store.close()
+
+
+def test_a_worker_whose_file_was_deleted_says_so_and_tells_of_itself(
+    tmp_path: Path, crew: Crew
+) -> None:
+    """A cleaner of old files, or an operator. Its number goes to the next worker that starts."""
+    first, second = crew(), crew()
+    first.count(1, "a")
+    second.count(2, "a")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    late = crew()
+    late.count(4, "a")
+    for _ in range(2):
+        assert [one.jobs() for one in (first, second, late)] == [1.0, 2.0, 4.0]
+    assert [one.faults for one in (first, second)] == [["metrics file of a worker"]] * 2
+    assert first.metrics.workers() == [(0, os.getpid())]
+    assert late.faults == []
 
 
 # --- processes

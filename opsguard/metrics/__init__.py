@@ -50,7 +50,8 @@ class Metrics:
     module may be reloaded. Thread-safe. `limit` is the most label sets a family may have.
     Also a Collector of prometheus_client: ``registry.register(ops.metrics)`` works.
 
-    What it tells is of all workers that share the store's directory.
+    What it tells is of all workers that share the store's directory. `manager` gives the pid of the
+    process that starts them, which is no worker even if it has a file there.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Metrics:
         *,
         limit: int = 2000,
         failed: Callable[[str, BaseException | None], None],
+        manager: Callable[[], int] = lambda: 0,
     ) -> None:
         self.store = store
         self._limit = limit
@@ -66,7 +68,11 @@ class Metrics:
         self.died: Callable[[Death], None] = _nothing
         """Hears of each worker that was found dead without having closed its file."""
         self._gathering = Gathering(
-            store, failed=failed, died=lambda death: self.died(death), limit=limit
+            store,
+            failed=failed,
+            died=lambda death: self.died(death),
+            limit=limit,
+            manager=manager,
         )
         self._families: dict[str, Family] = {}
         self._instruments: dict[str, Counter | Gauge | Histogram] = {}

@@ -22,6 +22,7 @@ __all__ = ["Gathering"]
 
 _ATTEMPTS = 5
 _SITE = "metrics file of a worker"
+_REMOVED = "{} was deleted: until a restart /metrics of this worker tells its own numbers alone"
 
 
 class Gathering:
@@ -29,7 +30,8 @@ class Gathering:
     anew.
 
     `failed(site, error)` hears once of each file that cannot be read, `died(death)` of each worker
-    that this process found dead.
+    that this process found dead. `manager` gives the pid of the process that starts the workers: if
+    it has a file too, as it loaded the app before it forked, it still is no worker.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Gathering:
         died: Callable[[Death], None],
         limit: int,
         clock: Clock = wall,
+        manager: Callable[[], int] = lambda: 0,
     ) -> None:
         self.limit = limit
+        self._manager = manager
         self._store = store
         self._failed = failed
         self._died = died
@@ -61,7 +65,9 @@ class Gathering:
         """Labels that tell workers apart came, and do not go when only one is left."""
 
     def merged(self) -> Merged | None:
-        """The numbers of all workers; None if this one is alone and nobody was before it."""
+        """The numbers of all workers; None if this one is alone and nobody was before it, or if its
+        file was deleted: who has no part in the sums of the others tells of itself.
+        """
         path = self._store.path
         if path is None:
             return None
@@ -69,12 +75,15 @@ class Gathering:
             self._begin()
         with self._lock:
             try:
+                if self._store.is_removed():
+                    raise FileNotFoundError(_REMOVED.format(path))
                 sources = self._sources(path)
-            except OSError as error:  # the folder is gone
+            except OSError as error:
                 self._complain(path.parent.name, error)
+                self._living = []
                 return None
             self._living = sorted(
-                [(one.header.number, one.header.pid) for one in sources if one.alive]
+                [(one.header.number, one.header.pid) for one in sources if one.serves]
             )
             self._several = self._several or len(self._living) > 1
             return self._add(sources) if len(sources) > 1 else None
@@ -125,11 +134,12 @@ class Gathering:
     def _read_all(self, mine: Path, contained: frozenset[str]) -> tuple[list[Source], bool]:
         """What is read beside the retired file, and whether a file that it contains is left."""
         own = Source.of(mine.name, self._store.read(), self._known.get(mine.name), alive=True)
-        sources = [own]
+        sources, manager = [own], self._manager()
         names = {path.name for path in mine.parent.glob(f"{WORKER}*")}
         for name in sorted(names - contained - {mine.name}):
             found = self._read(mine.parent / name)
             if found is not None:
+                found.serves = found.alive and found.header.pid != manager
                 sources.append(found)
         self._known = {source.name: source.index for source in sources}
         return sources, not names.isdisjoint(contained)
@@ -152,7 +162,7 @@ class Gathering:
 
     def _add(self, sources: list[Source]) -> Merged:
         """The layout is made anew when somebody came or went, or took a series off the page."""
-        laid = [(source.index, source.alive, self.limit) for source in sources]
+        laid = [(one.index, one.alive, one.serves, self.limit) for one in sources]
         if self._merge is None or laid != self._laid:
             self._merge = Merge(self.limit)
             self._laid = laid

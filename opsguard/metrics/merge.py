@@ -69,7 +69,7 @@ class Merge:
         """Lay out the series of a source that are new."""
         column = self._columns.setdefault(source.name, _Column())
         for series in source.index.series[column.seen :]:
-            if source.alive or series.definition.kind != "gauge":
+            if series.definition.kind != "gauge" or _counts(source, series.definition.mode):
                 self._lay(column, source, series)
         column.seen = len(source.index.series)
 
@@ -90,6 +90,13 @@ class Merge:
             self._chosen.setdefault(at, (definition.mode, []))[1].append((source.name, first))
         else:
             column.lay(at, first, width)
+
+
+def _counts(source: Source, mode: str) -> bool:
+    """Whether the gauges of this process do. What was set before a fork may be a part of a sum, or
+    the greatest or latest of all; but a process that serves nothing is not the least busy worker.
+    """
+    return source.serves or (source.alive and mode not in ("min", "live"))
 
 
 class _Column:

@@ -124,7 +124,7 @@ class Index:
 class Source:
     """A file at one moment: its index, which lives on, and its bytes."""
 
-    __slots__ = ("alive", "data", "header", "index", "name")
+    __slots__ = ("alive", "data", "header", "index", "name", "serves")
 
     def __init__(self, name: str, data: bytes, header: Header, index: Index, alive: bool) -> None:
         self.name = name
@@ -132,7 +132,9 @@ class Source:
         self.header = header
         self.index = index
         self.alive = alive
-        """A living worker's: its gauges count."""
+        """A living process's: its gauges count."""
+        self.serves = alive
+        """A living worker's. Not so the file of a manager that loaded the app and then forked."""
 
     @classmethod
     def of(cls, name: str, data: bytes, known: Index | None, *, alive: bool) -> Source:

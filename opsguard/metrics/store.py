@@ -222,6 +222,11 @@ class Store(Shelf):
             self.cells = memoryview(mapping).cast("d")
         self._complain(_NO_FILE, OSError("somebody damaged the file: it begins again at zero"))
 
+    def is_removed(self) -> bool:
+        """Whether somebody deleted the file. Counting goes on in it, and nobody else can read it."""
+        file = self._file
+        return file is not None and os.fstat(file).st_nlink == 0
+
     def leave(self, leaving: bool = True) -> None:
         """The process says that it ends, or that it goes on after all: what it was serving when it
         ends is no accident then.
