@@ -223,7 +223,7 @@ class Store(Shelf):
         self._complain(_NO_FILE, OSError("somebody damaged the file: it begins again at zero"))
 
     def is_removed(self) -> bool:
-        """Whether somebody deleted the file. Counting goes on in it, and nobody else can read it."""
+        """Whether somebody deleted the file: counting goes on, and nobody else can read it."""
         file = self._file
         return file is not None and os.fstat(file).st_nlink == 0
 
