@@ -1323,9 +1323,11 @@ spelled(Door *self, PyObject *name)
 static int
 add_extra(Door *self, PyObject *list, PyObject *extra)
 {
-    if (!PyTuple_CheckExact(extra)) {
-        PyErr_SetString(PyExc_TypeError, "extra headers are a tuple of pairs");
-        return -1;
+    if (!PyTuple_CheckExact(extra)) { /* it puts them there itself: see _limits.c */
+        PyObject *args[] = {list, self->spell};
+        PyObject *done = PyObject_Vectorcall(extra, args, 2, NULL);
+        Py_XDECREF(done);
+        return done == NULL ? -1 : 0;
     }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(extra); i++) {
         PyObject *given = PyTuple_GET_ITEM(extra, i);
