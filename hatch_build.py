@@ -1,7 +1,8 @@
-"""Builds `opsguard._speed`, the request path in C, where it can be built; else the wheel is pure.
+"""Builds the modules of `opsguard` in C, the request path among them, where they can be built; else
+the wheel is pure.
 
 Nothing here fails a build: without a compiler, without Python's headers, without a GIL, on Windows
-or with ``OPSGUARD_PURE=1`` the library is installed without the module, and works the same.
+or with ``OPSGUARD_PURE=1`` the library is installed without the modules, and works the same.
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("opsguard", "_speed.c")
-MODULE = Path("opsguard", "_speed")
+PACKAGE = Path("opsguard")
+MODULES = ("_speed", "_limits", "_shared")
+"""Each is built if its source is there. A later one may import an earlier one."""
 LOADS = """
 import sys
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 
-loader = ExtensionFileLoader("opsguard._speed", sys.argv[1])
-made = module_from_spec(spec_from_file_location("opsguard._speed", sys.argv[1], loader=loader))
-loader.exec_module(made)
+sys.modules["opsguard"] = type(sys)("opsguard")  # none but what is made here
+for name, path in zip(sys.argv[1::2], sys.argv[2::2]):
+    loader = ExtensionFileLoader(name, path)
+    made = module_from_spec(spec_from_file_location(name, path, loader=loader))
+    sys.modules[name] = made
+    loader.exec_module(made)
 """
 
 
@@ -34,34 +40,42 @@ class BuildHook(BuildHookInterface[Any]):
     """Hatchling's hook, for wheels and editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """An editable install gets the module beside its source, a wheel from a folder of ours."""
-        name = f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        """An editable install gets the modules beside their sources, a wheel from a folder of
+        ours.
+        """
         if version == "editable":
-            self._made(Path(self.root, name))
+            self._made(Path(self.root, PACKAGE))
             return
         self._folder = tempfile.TemporaryDirectory()
-        made = Path(self._folder.name, Path(name).name)
-        if self._made(made):
+        for made in self._made(Path(self._folder.name)):
             build_data["pure_python"] = False
             build_data["infer_tag"] = True
-            build_data["force_include"][str(made)] = name
+            build_data["force_include"][str(made)] = str(PACKAGE / made.name)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if version != "editable":
             self._folder.cleanup()
 
-    def _made(self, target: Path) -> bool:
+    def _made(self, folder: Path) -> list[Path]:
+        """The modules that could be built; behind one that could not there is none."""
+        made: list[Path] = []
         why = obstacle()
-        if why is None:
+        for name in MODULES:
+            source = Path(self.root, PACKAGE, f"{name}.c")
+            target = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+            if why is not None or not source.exists():
+                continue
             try:
-                compile_to(target, Path(self.root, SOURCE))
+                compile_to(target, source, made)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 target.unlink(missing_ok=True)
                 output = getattr(error, "stderr", None) or str(error)
-                why = f"the compiler did not get through: {output.strip()[-2000:]}"
+                why = f"the compiler did not get through {name}: {output.strip()[-2000:]}"
+            else:
+                made.append(target)
         if why is not None:
             self.app.display_info(f"opsguard: the request path stays in Python: {why}")
-        return why is None
+        return made
 
 
 def obstacle() -> str | None:
@@ -79,9 +93,10 @@ def obstacle() -> str | None:
     return None
 
 
-def compile_to(target: Path, source: Path) -> None:
+def compile_to(target: Path, source: Path, before: Sequence[Path] = ()) -> None:
     """Compile and link in one go, with the flags that Python itself was built with, and load the
-    result in a process of its own. Raises OSError or SubprocessError.
+    result in a process of its own, behind the modules `before` it. Raises OSError or
+    SubprocessError.
     """
     said = sysconfig.get_config_vars()
     paths = sysconfig.get_paths()
@@ -91,6 +106,7 @@ def compile_to(target: Path, source: Path) -> None:
         *shlex.split(said.get("CCSHARED") or ""),
         *(
             "-O2",
+            "-ffp-contract=off",  # Python rounds after each operation
             "-Werror=implicit-function-declaration",
             "-fvisibility=hidden",
             "-g0",
@@ -101,5 +117,8 @@ def compile_to(target: Path, source: Path) -> None:
         ),
         *(str(source), "-o", str(target)),
     ]
-    for step in (command, [sys.executable, "-c", LOADS, str(target)]):
+    loads = [sys.executable, "-c", LOADS]
+    for made in (*before, target):
+        loads += [f"opsguard.{made.name.partition('.')[0]}", str(made)]
+    for step in (command, loads):
         subprocess.run(step, check=True, capture_output=True, text=True, timeout=300)

@@ -2,8 +2,8 @@
 
 `speed` is the module `opsguard._speed` where it was built and may be used, else None: then the
 Python code beside each use of it does the same. It needs the GIL, the main interpreter, and
-`elapsed` to be the clock that it reads itself. ``OPSGUARD_PURE=1`` in the environment leaves it
-out.
+`elapsed` to be the clock that it reads itself. `limits` is `opsguard._limits` on top of it: the
+usual limit and the usual API key. ``OPSGUARD_PURE=1`` in the environment leaves both out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from opsguard.clock import elapsed
 
-__all__ = ["speed"]
+__all__ = ["limits", "speed"]
 
 
 def _found(environ: Mapping[str, str]) -> Any:
@@ -31,4 +31,13 @@ def _found(environ: Mapping[str, str]) -> Any:
     return found if before <= there <= after else None
 
 
+def _on_top(name: str) -> Any:
+    """Another module in C, which needs the first."""
+    try:
+        return None if speed is None else import_module(f"opsguard.{name}")
+    except ImportError:
+        return None
+
+
 speed = _found(os.environ)
+limits = _on_top("_limits")

@@ -326,7 +326,7 @@ class Runtime:
             guard,
             limiter,
             self.failures.report,
-            lambda outcome, tier: checks.labels(outcome, tier).inc,
+            lambda outcome, tier: checks.labels(outcome, tier).one,
             marked=ops._limited or ops._keyed,
         )
 
@@ -360,7 +360,7 @@ class Runtime:
         )
 
         def count(policy: str, decision: str) -> Callable[[], None]:
-            return decisions.labels(policy, decision).inc
+            return decisions.labels(policy, decision).one
 
         store = open_store(
             settings.limiter,

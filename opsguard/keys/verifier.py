@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from hmac import compare_digest
 from typing import Any
 
-from opsguard.clock import Clock
+from opsguard.clock import Clock, elapsed
 from opsguard.keys.fixed import FixedKeys
 from opsguard.keys.identity import MASTER, Identity, KeyRecord
 from opsguard.keys.minting import LONGEST, is_shaped, sealed
@@ -83,6 +83,13 @@ class Verifier:
         """Whether this credential was found wrong a short time ago. CPU-only."""
         until = self._bad.get(credential)
         return until is not None and until > self._clock()
+
+    @property
+    def believed(self) -> dict[str, tuple[Identity, float]] | None:
+        """What `cached` reads: whom a credential belongs to, and until when that is believed. For
+        the accelerator, which reads it too, and knows one clock; None with another.
+        """
+        return self._good if self._clock is elapsed else None
 
     @property
     def down(self) -> bool:

@@ -14,10 +14,12 @@ from itertools import chain
 from sys import maxsize
 from typing import Any, Final, NamedTuple
 
-from opsguard.clock import Clock
+from opsguard.accelerator import limits
+from opsguard.clock import Clock, elapsed
+from opsguard.clock import wall as wall_clock
 from opsguard.http import Response
-from opsguard.limiter.buckets import Ask, of_address
-from opsguard.limiter.headers import Headers, refusal, say_with
+from opsguard.limiter.buckets import IDENTITIES, Ask, of_address
+from opsguard.limiter.headers import TITLES, Headers, fixed_texts, refusal, say_with
 from opsguard.limiter.local import LocalStore
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 from opsguard.limiter.rules import Rule
@@ -48,6 +50,11 @@ class Decision(NamedTuple):
     """What the request was charged; nothing if it was refused."""
 
     @property
+    def says(self) -> bool:
+        """Whether there are headers."""
+        return bool(self.headers)
+
+    @property
     def charges(self) -> tuple[Charge, ...]:
         """What `taken` is in the words of a store."""
         taken = self.taken
@@ -65,9 +72,9 @@ class Decision(NamedTuple):
 
 def tighter(edge: Decision | None, route: Decision | None) -> Decision | None:
     """Of the decisions of both stages the one whose headers tell the client more."""
-    if edge is None or not edge.headers:
+    if edge is None or not edge.says:
         return route
-    if route is None or not route.headers:
+    if route is None or not route.says:
         return edge
     return edge if edge.remaining < route.remaining else route
 
@@ -87,6 +94,7 @@ class Stage:
         self._shadows = tuple(rule for rule in rules if rule.shadow)
         self._store = store
         self._error = error
+        self._wall = wall
         self._on_error: OnStoreError = "allow" if self._enforced else "local"
         quotas: list[tuple[str, Rate, Strategy]] = []
         for rule in self._enforced:
@@ -96,6 +104,7 @@ class Stage:
             for rate in rule.policy.rates:
                 name = rule.name if alone else f"{rule.name} {rate.text}"
                 quotas.append((name, rate, rule.strategy))
+        self._quotas = quotas
         self._says = [say_with(quotas, at, wall) for at in range(len(quotas))]
         self._messages = [text for rule in self._enforced for text in rule.messages]
         self.decide: Callable[[Ask], Decision | None] = self._quick() or self._drive
@@ -200,6 +209,8 @@ class Stage:
         cost = rule.price
         if len(rule.policy.rates) != 1 or not isinstance(cost, int):
             return None
+        if limits is not None and rule.strategy != "concurrency" and cost > 0:
+            return self._in_c(store, rule, cost)
         take = store.gate(rule.policy.rates[0], rule.strategy)
         say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
         refuse, refused_one = partial(self._refusal, place=0), rule.refused
@@ -218,4 +229,38 @@ class Stage:
             refused_one()
             return refuse(ask, wait=wait, headers=headers)
 
+        return decide
+
+    def _in_c(self, store: LocalStore, rule: Rule, cost: int) -> Callable[[Ask], Decision]:
+        """What `_quick` gives, by the accelerator: what it decides of requests that are let pass
+        has the attributes of a Decision.
+        """
+        rate, say, refused_one = rule.policy.rates[0], self._says[0], rule.refused
+
+        def refused(ask: Ask, remaining: int, reset: float, wait: float) -> Decision:
+            refused_one()
+            return self._refusal(ask, 0, wait, say(remaining, reset))
+
+        table = store.table(rate, rule.strategy)
+        decide: Callable[[Ask], Decision] = limits.Decider(
+            table=table,
+            locked=store.lock.locked,
+            take=table.take,
+            clock=None if store.clock is elapsed else store.clock,
+            wall=None if self._wall is wall_clock else self._wall,
+            start=rule.prefixes[0],
+            by=rule.whose is of_address or IDENTITIES.get(str(rule.key)),
+            whose=rule.whose,
+            rule=rule,
+            allowed=rule.allowed,
+            refused=refused,
+            titles=TITLES,
+            texts=fixed_texts(self._quotas, 0),
+            strategy=rule.strategy,
+            amount=rate.amount,
+            most=rate.most,
+            period=float(rate.period),
+            span=table.span,
+            cost=cost,
+        )
         return decide
