@@ -28,7 +28,7 @@
 
 static PyTypeObject *exchange_type;
 static struct {
-    Py_ssize_t method, routed, client, endpoint, marked, credentials, identity, charged, extra;
+    Py_ssize_t method, routed, client, endpoint, marked, credentials, identity, charged, extra, started;
 } at;
 static Py_ssize_t cells_at; /* of the memoryview in a Shelf */
 static PyTypeObject *shelf_type;
@@ -74,13 +74,24 @@ now(void)
 #endif
 }
 
-/* What a clock says: None stands for `native`. 0, or -1 with an exception. */
-static inline int
-read_clock(PyObject *clock, double native, double *moment)
+/* As time.time, of a moment that `now` gave a short time ago: from how far the clocks were apart within
+ * the last second, as it may be set.
+ */
+static double
+wall_at(double moment)
 {
-    *moment = native;
-    if (clock == Py_None)
-        return 0;
+    static double apart, looked = -HUGE_VAL;
+    if (!(moment - looked >= 0.0 && moment - looked < 1.0)) {
+        apart = clock_of(CLOCK_REALTIME) - now();
+        looked = moment;
+    }
+    return moment + apart;
+}
+
+/* What a clock of somebody else's says. 0, or -1 with an exception. */
+static int
+read_clock(PyObject *clock, double *moment)
+{
     PyObject *said = PyObject_CallNoArgs(clock);
     if (said == NULL)
         return -1;
@@ -469,24 +480,14 @@ key_for(Decider *self, PyObject *ask)
 
 /* Charge the bucket if it is there, and nobody is in the middle of a decision: 1. 0: not; or -1. */
 static int
-charged_here(Decider *self, PyObject *key, Outcome *found)
+charged_here(Decider *self, PyObject *key, double moment, Outcome *found)
 {
-    double moment;
     PyObject *held = PyObject_CallNoArgs(self->locked);
     if (held == NULL)
         return -1;
     Py_DECREF(held); /* a bool */
     if (held != Py_False)
         return 0;
-    if (self->clock == Py_None)
-        moment = now();
-    else { /* it may let other threads run, so the lock is looked at again */
-        if (read_clock(self->clock, 0.0, &moment) < 0 || (held = PyObject_CallNoArgs(self->locked)) == NULL)
-            return -1;
-        Py_DECREF(held);
-        if (held != Py_False)
-            return 0;
-    }
     double passed = moment - self->table->start;
     PyObject *live = self->table->live;
     if (!(passed >= 0.0 && passed < self->span) || live == NULL || !PyDict_CheckExact(live))
@@ -518,14 +519,18 @@ charged_there(Decider *self, PyObject *key, Outcome *found)
     return fits ? 0 : -1;
 }
 
+/* Stage.decide at this moment, if the clock is ours; new reference. */
 static PyObject *
-decide(Decider *self, PyObject *ask)
+decide(Decider *self, PyObject *ask, double moment)
 {
     Outcome found;
+    double wall;
+    if (self->clock != Py_None && read_clock(self->clock, &moment) < 0)
+        return NULL;
     PyObject *key = key_for(self, ask);
     if (key == NULL)
         return NULL;
-    int here = charged_here(self, key, &found);
+    int here = charged_here(self, key, moment, &found);
     if (here < 0 || (!here && charged_there(self, key, &found) < 0))
         goto failed;
     if (!found.allowed) {
@@ -534,8 +539,9 @@ decide(Decider *self, PyObject *ask)
     }
     if (counted(self->allowed) < 0)
         goto failed;
-    double wall;
-    if (read_clock(self->wall, self->wall == Py_None ? clock_of(CLOCK_REALTIME) : 0.0, &wall) < 0)
+    if (self->wall == Py_None)
+        wall = self->clock == Py_None ? wall_at(moment) : clock_of(CLOCK_REALTIME);
+    else if (read_clock(self->wall, &wall) < 0)
         goto failed;
     Decided *decided = PyObject_New(Decided, &DecidedType);
     if (decided == NULL)
@@ -559,7 +565,7 @@ decider_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *
         PyErr_SetString(PyExc_TypeError, "a decision is about one request");
         return NULL;
     }
-    return decide((Decider *)callable, args[0]);
+    return decide((Decider *)callable, args[0], now());
 }
 
 static PyObject *
@@ -932,9 +938,9 @@ tier_of(const Who *who, PyObject *identity)
     return tier != NULL && PyUnicode_CheckExact(tier) ? tier : NULL;
 }
 
-/* Where instances of a type keep an object that a member of it names; -1 with an exception. */
+/* Where instances of a type keep what a member of it names; -1 with an exception. */
 static Py_ssize_t
-offset_of(PyTypeObject *type, const char *name)
+offset_of(PyTypeObject *type, const char *name, int kind)
 {
     PyObject *found = PyObject_GetAttrString((PyObject *)type, name);
     if (found == NULL)
@@ -942,11 +948,11 @@ offset_of(PyTypeObject *type, const char *name)
     Py_ssize_t offset = -1;
     if (Py_IS_TYPE(found, &PyMemberDescr_Type)) {
         PyMemberDef *member = ((PyMemberDescrObject *)found)->d_member;
-        if (member->type == T_OBJECT || member->type == T_OBJECT_EX)
+        if (member->type == kind || (kind == T_OBJECT_EX && member->type == T_OBJECT))
             offset = member->offset;
     }
     if (offset < 0)
-        PyErr_Format(PyExc_TypeError, "%s of %s is no object in it", name, type->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s of %s is not what it was", name, type->tp_name);
     Py_DECREF(found);
     return offset;
 }
@@ -955,14 +961,14 @@ static int
 who_is(PyObject *type, Who *who)
 {
     who->type = (PyTypeObject *)type;
-    return (who->tier = offset_of(who->type, "tier")) < 0 || (who->master = offset_of(who->type, "master")) < 0
-               ? -1
-               : 0;
+    who->tier = offset_of(who->type, "tier", T_OBJECT_EX);
+    who->master = who->tier < 0 ? -1 : offset_of(who->type, "master", T_OBJECT_EX);
+    return who->master < 0 ? -1 : 0;
 }
 
 /* Edge: the step at the edge, as Admission.edge -------------------------------------------------- */
 
-enum { PATHS = 1024, LONGEST_PATH = 256, HANDLERS = 4096, BEARER = 7 };
+enum { PATHS = 1024, LONGEST_PATH = 256, HANDLERS = 4096, KINDS = 32, BEARER = 7 };
 
 typedef struct {
     PyObject_HEAD
@@ -1001,7 +1007,7 @@ credential(PyObject *pair)
  * what they lead to is the same function; see keys.verifier for what a look-up may tell. 1, 0 or -1.
  */
 static int
-recognised(Edge *self, PyObject *x, PyObject *pair)
+recognised(Edge *self, PyObject *x, PyObject *pair, double moment)
 {
     PyObject *token = credential(pair);
     if (token == NULL)
@@ -1011,7 +1017,7 @@ recognised(Edge *self, PyObject *x, PyObject *pair)
     if (found != NULL && PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2) {
         PyObject *identity = PyTuple_GET_ITEM(found, 0), *until = PyTuple_GET_ITEM(found, 1);
         PyObject *tier = tier_of(&self->who, identity);
-        if (tier != NULL && PyFloat_CheckExact(until) && PyFloat_AS_DOUBLE(until) > now()
+        if (tier != NULL && PyFloat_CheckExact(until) && PyFloat_AS_DOUBLE(until) > moment
             && (count = PyDict_GetItemWithError(self->accepted, tier)) != NULL) {
             Py_INCREF(identity);
             Py_INCREF(count);
@@ -1027,7 +1033,7 @@ recognised(Edge *self, PyObject *x, PyObject *pair)
 }
 
 static PyObject *
-limited_by_path(Edge *self, PyObject *x)
+limited_by_path(Edge *self, PyObject *x, double moment)
 {
     PyObject *routed = FIELD(x, routed), *method = FIELD(x, method);
     if (routed == NULL || method == NULL || !PyUnicode_CheckExact(routed) || !PyUnicode_CheckExact(method)
@@ -1038,8 +1044,9 @@ limited_by_path(Edge *self, PyObject *x)
     Py_DECREF(routed);
     if (found == NULL || found == Py_None)
         return found;
-    PyObject *reply = Py_IS_TYPE(found, &DeciderType) ? settled(x, decide((Decider *)found, x), self->settle)
-                                                      : PyObject_CallOneArg(self->limit, x);
+    PyObject *reply = Py_IS_TYPE(found, &DeciderType)
+                          ? settled(x, decide((Decider *)found, x, moment), self->settle)
+                          : PyObject_CallOneArg(self->limit, x);
     Py_DECREF(found);
     return reply;
 }
@@ -1051,9 +1058,10 @@ edge_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
     if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || !PyObject_TypeCheck(args[0], exchange_type))
         return PyObject_Vectorcall(self->whole, args, flags, keywords);
     PyObject *x = args[0];
+    double moment = *(double *)((char *)x + at.started); /* a moment ago: this is part of `open` */
     if (self->good != Py_None) {
         PyObject *pair = FIELD(x, credentials);
-        int usual = is_set(pair) ? recognised(self, x, pair) : !self->requires;
+        int usual = is_set(pair) ? recognised(self, x, pair, moment) : !self->requires;
         if (usual < 0)
             return or_shut(NULL, x, self->shut);
         if (!usual)
@@ -1061,7 +1069,7 @@ edge_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
     }
     if (self->paths == Py_None)
         Py_RETURN_NONE;
-    return or_shut(limited_by_path(self, x), x, self->shut);
+    return or_shut(limited_by_path(self, x, moment), x, self->shut);
 }
 
 static PyObject *
@@ -1111,10 +1119,45 @@ typedef struct {
     vectorcallfunc call;
     PyObject *handlers, *identity, *find, *whole, *settle, *shut;
     Who who;
+    int known_pass; /* nothing is asked here of somebody with a key */
 } Route;
 
 #define ROUTE_OBJECTS(X) X(handlers) X(identity) X(find) X(whole) X(settle) X(shut)
 HOLDS(Route, route, ROUTE_OBJECTS)
+
+/* Whether two are the same text or both None. */
+static inline int
+alike(PyObject *one, PyObject *other)
+{
+    if (one == other)
+        return 1;
+    if (one == Py_None || other == Py_None || PyUnicode_GET_LENGTH(one) != PyUnicode_GET_LENGTH(other))
+        return 0;
+    return PyUnicode_KIND(one) == PyUnicode_KIND(other)
+           && memcmp(PyUnicode_DATA(one), PyUnicode_DATA(other),
+                     PyUnicode_GET_LENGTH(one) * PyUnicode_KIND(one)) == 0;
+}
+
+/* Remember (method, route, tier, what it comes to) of a handler; takes the reference. 0 or -1. */
+static int
+keep_kind(Route *self, PyObject *marked, PyObject *kind)
+{
+    if (kind == NULL)
+        return -1;
+    if (PyDict_GET_SIZE(self->handlers) >= HANDLERS)
+        PyDict_Clear(self->handlers);
+    PyObject *kinds = Py_XNewRef(PyDict_GetItemWithError(self->handlers, marked));
+    int failed = 0;
+    if (kinds == NULL || PyList_GET_SIZE(kinds) >= KINDS) {
+        Py_XDECREF(kinds);
+        kinds = PyErr_Occurred() ? NULL : PyList_New(0);
+        failed = kinds == NULL ? -1 : PyDict_SetItem(self->handlers, marked, kinds);
+    }
+    failed = failed < 0 ? -1 : PyList_Append(kinds, kind);
+    Py_XDECREF(kinds);
+    Py_DECREF(kind);
+    return failed;
+}
 
 /* What the step comes to, by handler, method, route and tier: new reference; NULL without an exception
  * where that has to be looked at anew. The hash of a handler that is no function may be anything.
@@ -1131,9 +1174,17 @@ known_route(Route *self, PyObject *x)
         return NULL;
     if (is_set(FIELD(x, identity)) && (tier = tier_of(&self->who, FIELD(x, identity))) == NULL)
         return NULL;
-    PyObject *key = PyTuple_Pack(4, marked, method, endpoint, tier);
-    PyObject *found = key == NULL ? NULL : known(self->handlers, key, self->find, x, HANDLERS);
-    Py_XDECREF(key);
+    PyObject *kinds = PyDict_GetItemWithError(self->handlers, marked);
+    if (kinds == NULL && PyErr_Occurred())
+        return NULL;
+    for (Py_ssize_t i = 0; kinds != NULL && i < PyList_GET_SIZE(kinds); i++) {
+        PyObject **kind = ((PyTupleObject *)PyList_GET_ITEM(kinds, i))->ob_item;
+        if (alike(kind[0], method) && alike(kind[1], endpoint) && alike(kind[2], tier))
+            return Py_NewRef(kind[3]);
+    }
+    PyObject *found = PyObject_CallOneArg(self->find, x);
+    if (found != NULL && keep_kind(self, marked, PyTuple_Pack(4, method, endpoint, tier, found)) < 0)
+        Py_CLEAR(found);
     return found;
 }
 
@@ -1143,13 +1194,16 @@ route_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
     Route *self = (Route *)callable;
     if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || !PyObject_TypeCheck(args[0], exchange_type))
         return PyObject_Vectorcall(self->whole, args, flags, keywords);
-    PyObject *x = args[0], *found = known_route(self, x);
+    PyObject *x = args[0];
+    if (self->known_pass && is_set(FIELD(x, identity)))
+        Py_RETURN_NONE;
+    PyObject *found = known_route(self, x);
     if (found == Py_None)
         return found;
     if (found == NULL && PyErr_Occurred())
         return or_shut(NULL, x, self->shut);
     PyObject *reply = found != NULL && Py_IS_TYPE(found, &DeciderType)
-                          ? or_shut(settled(x, decide((Decider *)found, x), self->settle), x, self->shut)
+                          ? or_shut(settled(x, decide((Decider *)found, x, now()), self->settle), x, self->shut)
                           : PyObject_CallOneArg(self->whole, x);
     Py_XDECREF(found);
     return reply;
@@ -1158,11 +1212,12 @@ route_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
 static PyObject *
 route_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"identity", "find", "whole", "settle", "shut", NULL};
+    static char *keys[] = {"identity", "find", "whole", "settle", "shut", "known_pass", NULL};
     PyObject *identity, *find, *whole, *settle, *shut;
+    int known_pass;
     Who who;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!OOOO", keys, &PyType_Type, &identity, &find, &whole,
-                                     &settle, &shut)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!OOOOp", keys, &PyType_Type, &identity, &find, &whole,
+                                     &settle, &shut, &known_pass)
         || who_is(identity, &who) < 0)
         return NULL;
     PyObject *handlers = PyDict_New();
@@ -1170,6 +1225,7 @@ route_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (self != NULL) {
         ROUTE_OBJECTS(KEEP)
         self->call = route_call;
+        self->known_pass = known_pass;
         self->who = who;
     }
     Py_XDECREF(handlers);
@@ -1209,9 +1265,11 @@ look_up_fields(PyObject *speed)
         {&at.identity, "identity"}, {&at.charged, "charged"}, {&at.extra, "extra"},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
-        if ((*wanted[i].to = offset_of(exchange_type, wanted[i].name)) < 0)
+        if ((*wanted[i].to = offset_of(exchange_type, wanted[i].name, T_OBJECT_EX)) < 0)
             return -1;
-    return (cells_at = offset_of(shelf_type, "cells")) < 0 ? -1 : 0;
+    at.started = offset_of(exchange_type, "started", T_DOUBLE);
+    cells_at = at.started < 0 ? -1 : offset_of(shelf_type, "cells", T_OBJECT_EX);
+    return cells_at < 0 ? -1 : 0;
 }
 
 static int

@@ -175,6 +175,7 @@ class Admission:
             whole=self.route,
             settle=self._charged_at_route,
             shut=self._shut,
+            known_pass=self.limiter is None and not self.marked,
         )
         return step
 

@@ -253,6 +253,7 @@ class Plan:
             count_error=count_error,
             release=_nothing if self.admission is None else self.admission.release,
             report=self.failures.report,
+            key_header=self._key_header or None,
         )
 
     def door(self, port: Port[T]) -> Any:
