@@ -103,6 +103,8 @@ class Admission:
         try:
             marks = self._marks_of(exchange.marked, exchange.method)
             if self._blocking:
+                if (decision := self._at_hand(exchange, marks)) is not None:
+                    return self._charged(exchange, decision)
                 return self._begun(exchange, self._at_route(exchange, marks))
             refused = self._may_not(exchange, marks)
             limiter = self.limiter
@@ -202,9 +204,23 @@ class Admission:
 
     def _limits_at_edge(self, exchange: Exchange) -> Response | Pending | None:
         """The limits by path, of which there are some."""
-        if self._blocking:
-            return self._begun(exchange, self._by_path(exchange))
-        return self._charged(exchange, cast("Limiter", self.limiter).edge(exchange))
+        limiter = cast("Limiter", self.limiter)
+        if not self._blocking:
+            return self._charged(exchange, limiter.edge(exchange))
+        stage = limiter.edge_stage(exchange)
+        if stage is None:
+            return None
+        if stage.at_hand is not None and (decision := stage.at_hand(exchange)) is not None:
+            return self._charged(exchange, decision)
+        return self._begun(exchange, self._by_path(exchange))
+
+    def _at_hand(self, exchange: Exchange, marks: Marks) -> Decision | None:
+        """What a store that blocks decides at the route without a look outside, if it can."""
+        limiter = cast("Limiter", self.limiter)
+        if self._may_not(exchange, marks) is not None:
+            return None
+        stage = limiter.route_stage(exchange, marks)
+        return None if stage is None or stage.at_hand is None else stage.at_hand(exchange)
 
     def _charged_at_route(self, exchange: Exchange, decision: Decision | None) -> Response | None:
         return self._given_back(exchange, self._charged(exchange, decision))

@@ -108,6 +108,9 @@ class Stage:
         self._says = [say_with(quotas, at, wall) for at in range(len(quotas))]
         self._messages = [text for rule in self._enforced for text in rule.messages]
         self.decide: Callable[[Ask], Decision | None] = self._quick() or self._drive
+        self.at_hand = self._leased()
+        """Decides without I/O, of a store that blocks, where its tokens suffice; None where they do
+        not, or where this is None: then it is for `decide` or `adecide`."""
 
     async def adecide(self, ask: Ask) -> Decision | None:
         """As `decide`, without blocking the event loop."""
@@ -228,6 +231,33 @@ class Stage:
                 return _new(Decision, (True, headers, None, remaining, (rule, name, cost)))
             refused_one()
             return refuse(ask, wait=wait, headers=headers)
+
+        return decide
+
+    def _leased(self) -> Callable[[Ask], Decision | None] | None:
+        """What `at_hand` is for one rule with one rate, at a fixed cost for a bucket that no
+        function of the app's names: those are not to be called twice.
+        """
+        at_hand = getattr(self._store, "at_hand", None)
+        if at_hand is None or len(self._enforced) != 1 or self._shadows:
+            return None
+        rule = self._enforced[0]
+        cost = rule.price
+        if len(rule.policy.rates) != 1 or not isinstance(cost, int) or not 0 < cost <= rule.most:
+            return None
+        if callable(rule.key):
+            return None
+        say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
+
+        def decide(ask: Ask) -> Decision | None:
+            name = whose(ask)
+            found = at_hand(start + name, cost)
+            if found is None:
+                return None
+            remaining, reset = found
+            allowed_one()
+            headers = say(remaining, reset)
+            return _new(Decision, (True, headers, None, remaining, (rule, name, cost)))
 
         return decide
 
