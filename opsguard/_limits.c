@@ -395,7 +395,7 @@ enum { LIMIT, REMAINING, RESET, POLICY, BOTH, HEADERS };
 typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
-    Window *table;
+    Window *table; /* None: only `take` has the buckets, and says None where it leaves a decision to others */
     PyObject *locked, *take, *clock, *wall; /* the clocks may be None: those of `clock` */
     PyObject *start, *by, *whose;           /* of a bucket's key; `by` is an attribute, True or None */
     PyObject *rule, *allowed, *refused;
@@ -482,6 +482,8 @@ key_for(Decider *self, PyObject *ask)
 static int
 charged_here(Decider *self, PyObject *key, double moment, Outcome *found)
 {
+    if ((PyObject *)self->table == Py_None)
+        return 0;
     PyObject *held = PyObject_CallNoArgs(self->locked);
     if (held == NULL)
         return -1;
@@ -503,7 +505,7 @@ charged_here(Decider *self, PyObject *key, double moment, Outcome *found)
     return failed < 0 ? -1 : 1;
 }
 
-/* As charged_here, by the reference. 0 or -1. */
+/* As charged_here, by the reference. */
 static int
 charged_there(Decider *self, PyObject *key, Outcome *found)
 {
@@ -512,14 +514,18 @@ charged_there(Decider *self, PyObject *key, Outcome *found)
     Py_XDECREF(cost);
     if (outcome == NULL)
         return -1;
+    if (outcome == Py_None) {
+        Py_DECREF(outcome);
+        return 0;
+    }
     PyObject *state;
     int fits = PyArg_ParseTuple(outcome, "pOLdd", &found->allowed, &state, &found->remaining, &found->reset,
                                 &found->wait);
     Py_DECREF(outcome);
-    return fits ? 0 : -1;
+    return fits ? 1 : -1;
 }
 
-/* Stage.decide at this moment, if the clock is ours; new reference. */
+/* Stage.decide at this moment, if the clock is ours; or Stage.at_hand. New reference. */
 static PyObject *
 decide(Decider *self, PyObject *ask, double moment)
 {
@@ -530,9 +536,15 @@ decide(Decider *self, PyObject *ask, double moment)
     PyObject *key = key_for(self, ask);
     if (key == NULL)
         return NULL;
-    int here = charged_here(self, key, moment, &found);
-    if (here < 0 || (!here && charged_there(self, key, &found) < 0))
+    int decided_it = charged_here(self, key, moment, &found);
+    if (decided_it == 0)
+        decided_it = charged_there(self, key, &found);
+    if (decided_it < 0)
         goto failed;
+    if (!decided_it) {
+        Py_DECREF(key);
+        Py_RETURN_NONE;
+    }
     if (!found.allowed) {
         Py_DECREF(key);
         return PyObject_CallFunction(self->refused, "OLdd", ask, found.remaining, found.reset, found.wait);
@@ -579,8 +591,7 @@ decider_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     const char *strategy;
     long long amount, most, cost;
     double period, span;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$O!OOOOUOOOOOO!(UUU)sLLddL", keys, &WindowType, &table,
-                                     &locked, &take, &clock, &wall, &start, &by, &whose, &rule, &allowed,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOUOOOOOO!(UUU)sLLddL", keys, &table, &locked, &take, &clock, &wall, &start, &by, &whose, &rule, &allowed,
                                      &refused, &PyTuple_Type, &titles, &limit, &policies, &both, &strategy,
                                      &amount, &most, &period, &span, &cost))
         return NULL;
@@ -588,6 +599,10 @@ decider_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     int how = 0;
     while (how <= GCRA && strcmp(strategy, strategies[how]) != 0)
         how++;
+    if (table != Py_None && !PyObject_TypeCheck(table, &WindowType)) {
+        PyErr_SetString(PyExc_TypeError, "a table is a Window or None");
+        return NULL;
+    }
     if (how > GCRA || !is_ascii(start) || !is_ascii(limit) || !is_ascii(policies) || !is_ascii(both)
         || PyTuple_GET_SIZE(titles) != HEADERS || amount < 1 || cost < 1 || !(period > 0.0)) {
         PyErr_SetString(PyExc_ValueError, "this is decided in Python");
@@ -860,12 +875,18 @@ static PyTypeObject DecidedType = {
     .tp_getset = decided_getset,
 };
 
-/* What both steps do with a decision; takes its reference. None, or an answer to send instead. */
+/* What both steps do with a decision; takes its reference. None, or an answer to send instead. Where
+ * there is no decision yet, it is for `other`.
+ */
 static PyObject *
-settled(PyObject *x, PyObject *decision, PyObject *settle)
+settled(PyObject *x, PyObject *decision, PyObject *settle, PyObject *other)
 {
     if (decision == NULL)
         return NULL;
+    if (decision == Py_None) {
+        Py_DECREF(decision);
+        return PyObject_CallOneArg(other, x);
+    }
     if (!Py_IS_TYPE(decision, &DecidedType) || FIELD(x, charged) != nothing) {
         PyObject *done = PyObject_CallFunctionObjArgs(settle, x, decision, NULL);
         Py_DECREF(decision);
@@ -1045,7 +1066,7 @@ limited_by_path(Edge *self, PyObject *x, double moment)
     if (found == NULL || found == Py_None)
         return found;
     PyObject *reply = Py_IS_TYPE(found, &DeciderType)
-                          ? settled(x, decide((Decider *)found, x, moment), self->settle)
+                          ? settled(x, decide((Decider *)found, x, moment), self->settle, self->limit)
                           : PyObject_CallOneArg(self->limit, x);
     Py_DECREF(found);
     return reply;
@@ -1203,7 +1224,8 @@ route_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
     if (found == NULL && PyErr_Occurred())
         return or_shut(NULL, x, self->shut);
     PyObject *reply = found != NULL && Py_IS_TYPE(found, &DeciderType)
-                          ? or_shut(settled(x, decide((Decider *)found, x, now()), self->settle), x, self->shut)
+                          ? or_shut(settled(x, decide((Decider *)found, x, now()), self->settle, self->whole), x,
+                                    self->shut)
                           : PyObject_CallOneArg(self->whole, x);
     Py_XDECREF(found);
     return reply;

@@ -183,9 +183,7 @@ class Admission:
 
     def _always_at_edge(self, exchange: Exchange) -> Always:
         """What decides about every request for this path."""
-        if self._blocking or self.limiter is None:
-            return False
-        return self.limiter.by_path(exchange.routed)
+        return cast("Limiter", self.limiter).by_path(exchange.routed)
 
     def _always_at_route(self, exchange: Exchange) -> Always:
         """What decides about every request like this one in handler, method, route and tier."""
@@ -198,7 +196,7 @@ class Admission:
                 return False
         if limiter is None:
             return None
-        return False if self._blocking else limiter.by_handler(exchange, marks)
+        return limiter.by_handler(exchange, marks)
 
     # -- the flows ------------------------------------------------------------------------
 

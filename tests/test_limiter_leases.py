@@ -152,7 +152,7 @@ def test_tokens_at_hand_are_spent_without_a_flow_until_it_is_time_to_renew(stage
     first = stage.store.at_hand("k", 1)
     assert first is not None
     verdict = stage.take()
-    assert first == (verdict.remaining + 1, verdict.reset)
+    assert first == (True, None, verdict.remaining + 1, verdict.reset, 0.0)
     while stage.store.at_hand("k", 1) is not None:
         pass
     asked = len(stage.exact.reserved)

@@ -23,6 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 from opsguard.clock import Clock
+from opsguard.limiter.algorithms import Outcome
 from opsguard.limiter.stores import Charge, OnStoreError, Strategy, Verdict
 
 __all__ = ["LeaseStore", "Reserving"]
@@ -109,10 +110,9 @@ class LeaseStore:
         if hasattr(os, "register_at_fork"):
             _watch_forks(self)
 
-    def at_hand(self, key: str, cost: int) -> tuple[int, float] | None:
-        """Take from the tokens of one bucket: what remains, and the seconds until it is whole. CPU
-        only, also in an event loop. None, and nothing is taken: there are too few, or it is time
-        to renew them, which is for `take` and its twin.
+    def at_hand(self, key: str, cost: int) -> Outcome | None:
+        """Take from the tokens of one bucket. CPU only, also in an event loop. None, and nothing is
+        taken: there are too few, or it is time to renew them, which is for `take` and its twin.
         """
         now = self._clock()
         with self._lock:
@@ -123,7 +123,7 @@ class LeaseStore:
             if tokens < 0 or (lease.due and tokens * 4 <= lease.size):
                 return None
             lease.tokens = tokens
-            return lease.remaining + tokens, max(lease.reset_at - now, 0.0)
+            return True, None, lease.remaining + tokens, max(lease.reset_at - now, 0.0), 0.0
 
     def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         """Decide: by tokens, without I/O, if there are enough, else exactly."""

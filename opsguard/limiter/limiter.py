@@ -122,12 +122,15 @@ class Limiter:
         return None if stage is None else await stage.adecide(ask)
 
     def by_path(self, path: str) -> Callable[[Ask], Decision | None] | Literal[False] | None:
-        """What decides at the edge about all requests for this path but preflights; None: nothing.
-        False: that cannot be said of a path alone.
+        """What decides at the edge about all requests for this path but preflights (with a store
+        that blocks: where it has tokens at hand); None: nothing. False: that cannot be said of a
+        path alone.
         """
         found = self._each(path) if self._plain else ()
         if not self._plain or len(found) > 1 or any(one.decide is None for one in found):
             return False
+        if found and self.store.blocking:
+            return cast("Stage", found[0].stage).at_hand or False
         return found[0].decide if found else None
 
     def by_handler(
@@ -139,6 +142,8 @@ class Limiter:
         if self._exempting and not marks.limits:
             return False
         stage = self.route_stage(ask, marks)
+        if stage is not None and self.store.blocking:
+            return stage.at_hand or False
         return None if stage is None else stage.decide
 
     def give_back(self, decision: Decision) -> None:

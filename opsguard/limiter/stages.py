@@ -18,9 +18,10 @@ from opsguard.accelerator import limits
 from opsguard.clock import Clock, elapsed
 from opsguard.clock import wall as wall_clock
 from opsguard.http import Response
+from opsguard.limiter.algorithms import Outcome
 from opsguard.limiter.buckets import IDENTITIES, Ask, of_address
 from opsguard.limiter.headers import TITLES, Headers, fixed_texts, refusal, say_with
-from opsguard.limiter.local import LocalStore
+from opsguard.limiter.local import LocalStore, Table
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 from opsguard.limiter.rules import Rule
 from opsguard.limiter.stores import Charge, GuardedStore, Store, Verdict
@@ -213,7 +214,9 @@ class Stage:
         if len(rule.policy.rates) != 1 or not isinstance(cost, int):
             return None
         if limits is not None and rule.strategy != "concurrency" and cost > 0:
-            return self._in_c(store, rule, cost)
+            table = store.table(rule.policy.rates[0], rule.strategy)
+            clock = None if store.clock is elapsed else store.clock
+            return self._in_c(rule, cost, table.take, table, store.lock.locked, clock)
         take = store.gate(rule.policy.rates[0], rule.strategy)
         say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
         refuse, refused_one = partial(self._refusal, place=0), rule.refused
@@ -245,8 +248,10 @@ class Stage:
         cost = rule.price
         if len(rule.policy.rates) != 1 or not isinstance(cost, int) or not 0 < cost <= rule.most:
             return None
-        if callable(rule.key):
+        if callable(rule.key) or rule.strategy == "concurrency":
             return None
+        if limits is not None:
+            return self._in_c(rule, cost, at_hand)
         say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
 
         def decide(ask: Ask) -> Decision | None:
@@ -254,16 +259,24 @@ class Stage:
             found = at_hand(start + name, cost)
             if found is None:
                 return None
-            remaining, reset = found
+            remaining, reset = found[2], found[3]
             allowed_one()
             headers = say(remaining, reset)
             return _new(Decision, (True, headers, None, remaining, (rule, name, cost)))
 
         return decide
 
-    def _in_c(self, store: LocalStore, rule: Rule, cost: int) -> Callable[[Ask], Decision]:
-        """What `_quick` gives, by the accelerator: what it decides of requests that are let pass
-        has the attributes of a Decision.
+    def _in_c(
+        self,
+        rule: Rule,
+        cost: int,
+        take: Callable[[str, int], Outcome | None],
+        table: Table | None = None,
+        locked: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
+    ) -> Callable[[Ask], Any]:
+        """What `_quick` and `_leased` give, by the accelerator: what it decides of requests that
+        are let pass has the attributes of a Decision. Without a `table` it asks `take` for all.
         """
         rate, say, refused_one = rule.policy.rates[0], self._says[0], rule.refused
 
@@ -271,12 +284,11 @@ class Stage:
             refused_one()
             return self._refusal(ask, 0, wait, say(remaining, reset))
 
-        table = store.table(rate, rule.strategy)
-        decide: Callable[[Ask], Decision] = limits.Decider(
+        decide: Callable[[Ask], Any] = limits.Decider(
             table=table,
-            locked=store.lock.locked,
-            take=table.take,
-            clock=None if store.clock is elapsed else store.clock,
+            locked=locked,
+            take=take,
+            clock=clock,
             wall=None if self._wall is wall_clock else self._wall,
             start=rule.prefixes[0],
             by=rule.whose is of_address or IDENTITIES.get(str(rule.key)),
@@ -290,7 +302,7 @@ class Stage:
             amount=rate.amount,
             most=rate.most,
             period=float(rate.period),
-            span=table.span,
+            span=0.0 if table is None else table.span,
             cost=cost,
         )
         return decide
