@@ -3,7 +3,9 @@
 What is remembered is remembered by the credential itself. Hashing it first would cost more than
 all the rest, and hide nothing: the process holds the credential anyway in the request that it
 serves, the pepper beside it, and both for longer. A dict is no oracle either: it compares texts
-only after their full hashes, which are keyed anew in each process, have been found equal.
+only after their full hashes, which are keyed anew in each process, have been found equal. The
+accelerator looks into the same dict, for what is believed; all else (unknown, wrong, revoked,
+expired) goes on to the same Python code after that one look.
 """
 
 from __future__ import annotations
