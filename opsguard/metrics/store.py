@@ -264,9 +264,7 @@ class Store(Shelf):
         if self.path is None:
             self._begin(mapping, records)
         self._map = mapping
-        self._net = None
-        if self.path is not None and shared is not None:
-            self._net = shared.Net(mapping)
+        self._net = _net_under(mapping) if self.path is not None else None
         self._heed_the_end()
         self._used = HEADER_SIZE + len(records)
         self.cells = memoryview(mapping).cast("d")
@@ -379,6 +377,14 @@ def _spans(records: bytes | bytearray) -> Iterator[tuple[int, int]]:
         size, key_size, count, _ = RECORD.unpack_from(records, at)
         yield at + RECORD.size + key_size, 8 * count
         at += size
+
+
+def _net_under(mapping: mmap.mmap) -> Any:
+    """A `Net`; None where there is none, or one process has more stores than the nets there are."""
+    try:
+        return None if shared is None else shared.Net(mapping)
+    except OSError:
+        return None
 
 
 def _anonymous(size: int) -> mmap.mmap:
