@@ -1,5 +1,6 @@
-"""Builds `opsguard._speed`, the request path in C, and on Linux `opsguard._shared`, the memory in
-which workers share limits, where they can be built; else the wheel is pure.
+"""Builds the modules of `opsguard` in C where they can be built: the request path (`_speed`), its
+usual limit and key (`_limits`), and on Linux the memory in which workers share limits (`_shared`).
+Else the wheel is pure.
 
 Nothing here fails a build: without a compiler, without Python's headers, without a GIL, on Windows
 or with ``OPSGUARD_PURE=1`` the library is installed without the modules, and works the same.
@@ -13,24 +14,26 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-MODULES = (
-    Path("opsguard", "_speed"),
-    *([Path("opsguard", "_shared")] if sys.platform == "linux" else []),
-)
+PACKAGE = Path("opsguard")
+MODULES = ("_speed", "_limits", *(["_shared"] if sys.platform == "linux" else []))
+"""A later one may import an earlier one."""
 LOADS = """
 import sys
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 
-name, path = sys.argv[1:]
-loader = ExtensionFileLoader(name, path)
-made = module_from_spec(spec_from_file_location(name, path, loader=loader))
-loader.exec_module(made)
+sys.modules["opsguard"] = type(sys)("opsguard")  # none but what is made here
+for name, path in zip(sys.argv[1::2], sys.argv[2::2]):
+    loader = ExtensionFileLoader(name, path)
+    made = module_from_spec(spec_from_file_location(name, path, loader=loader))
+    sys.modules[name] = made
+    loader.exec_module(made)
 """
 
 
@@ -38,34 +41,43 @@ class BuildHook(BuildHookInterface[Any]):
     """Hatchling's hook, for wheels and editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """An editable install gets the modules beside their sources, a wheel from a folder."""
-        editable = version == "editable"
-        if not editable:
-            self._folder = tempfile.TemporaryDirectory()
-        for module in MODULES:
-            name = f"{module}{sysconfig.get_config_var('EXT_SUFFIX')}"
-            made = Path(self.root, name) if editable else Path(self._folder.name, Path(name).name)
-            if self._made(made, module.with_suffix(".c")) and not editable:
-                build_data["pure_python"] = False
-                build_data["infer_tag"] = True
-                build_data["force_include"][str(made)] = name
+        """An editable install gets the modules beside their sources, a wheel from a folder of
+        ours.
+        """
+        if version == "editable":
+            self._made(Path(self.root, PACKAGE))
+            return
+        self._folder = tempfile.TemporaryDirectory()
+        for made in self._made(Path(self._folder.name)):
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True
+            build_data["force_include"][str(made)] = str(PACKAGE / made.name)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if version != "editable":
             self._folder.cleanup()
 
-    def _made(self, target: Path, source: Path) -> bool:
-        why = obstacle()
-        if why is None:
-            try:
-                compile_to(target, Path(self.root, source))
-            except (OSError, ValueError, subprocess.SubprocessError) as error:
-                target.unlink(missing_ok=True)
-                output = getattr(error, "stderr", None) or str(error)
-                why = f"the compiler did not get through: {output.strip()[-2000:]}"
-        if why is not None:
-            self.app.display_info(f"opsguard: {source.stem} stays in Python: {why}")
-        return why is None
+    def _made(self, folder: Path) -> list[Path]:
+        """The modules that could be built. One that could not takes along those that import it."""
+        made: list[Path] = []
+        for name in MODULES:
+            target = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+            why = obstacle() or self._fault(target, Path(self.root, PACKAGE, f"{name}.c"), made)
+            if why is None:
+                made.append(target)
+            else:
+                self.app.display_info(f"opsguard: {name} stays in Python: {why}")
+        return made
+
+    def _fault(self, target: Path, source: Path, before: Sequence[Path]) -> str | None:
+        """Why the module could not be built; None: it was."""
+        try:
+            compile_to(target, source, before)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            target.unlink(missing_ok=True)
+            output = getattr(error, "stderr", None) or str(error)
+            return f"the compiler did not get through: {output.strip()[-2000:]}"
+        return None
 
 
 def obstacle() -> str | None:
@@ -83,9 +95,10 @@ def obstacle() -> str | None:
     return None
 
 
-def compile_to(target: Path, source: Path) -> None:
+def compile_to(target: Path, source: Path, before: Sequence[Path] = ()) -> None:
     """Compile and link in one go, with the flags that Python itself was built with, and load the
-    result in a process of its own. Raises OSError or SubprocessError.
+    result in a process of its own, behind the modules `before` it. Raises OSError or
+    SubprocessError.
     """
     said = sysconfig.get_config_vars()
     paths = sysconfig.get_paths()
@@ -97,7 +110,7 @@ def compile_to(target: Path, source: Path) -> None:
             "-O2",
             "-Werror=implicit-function-declaration",
             "-fvisibility=hidden",
-            "-ffp-contract=off",  # every machine rounds as Python does
+            "-ffp-contract=off",  # Python rounds after each operation, and so does every machine
             "-g0",
             "-I",
             paths["include"],
@@ -106,6 +119,8 @@ def compile_to(target: Path, source: Path) -> None:
         ),
         *(str(source), "-o", str(target)),
     ]
-    name = f"opsguard.{source.stem}"
-    for step in (command, [sys.executable, "-c", LOADS, name, str(target)]):
+    loads = [sys.executable, "-c", LOADS]
+    for made in (*before, target):
+        loads += [f"opsguard.{made.name.partition('.')[0]}", str(made)]
+    for step in (command, loads):
         subprocess.run(step, check=True, capture_output=True, text=True, timeout=300)

@@ -27,6 +27,7 @@ static struct {
     PyObject *type, *http, *method, *path, *root_path, *client, *headers, *status, *body, *more_body;
     PyObject *start, *body_kind, *pathsend, *throw, *close, *fastapi;
     PyObject *site_close, *site_enter, *site_open, *site_endpoint;
+    PyObject *authorization, *empty;
     PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
     PyObject *meta, *routed, *input, *container, *store, *closers, *status_code, *lower, *match, *route;
     PyObject *identity, *request, *url_rule, *rule, *rule_endpoint;
@@ -786,6 +787,7 @@ struct Core {
     PyObject_HEAD
     PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record;
     PyObject *queue, *append, *drain, *nudge, *muted, *count_error, *release, *report;
+    PyObject *key_header; /* that API keys come in, beside Authorization; None: no keys */
     Recorder *recorder; /* what `begin` and `record` belong to; NULL: they are called */
     Py_ssize_t most;
 };
@@ -793,7 +795,7 @@ struct Core {
 #define CORE_OBJECTS(X) \
     X(plan) X(current) X(endpoints) X(edge) X(identify) X(resolve) X(route) X(begin) X(record) \
     X(queue) X(append) X(drain) X(nudge) X(muted) X(count_error) X(release) \
-    X(report)
+    X(report) X(key_header)
 
 /* The recorder whose method this is, or NULL: then it is to be called as any function. */
 static Recorder *
@@ -809,15 +811,15 @@ core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"plan",   "current", "endpoints", "edge",  "identify",    "resolve",
                            "route",  "begin",   "record",    "queue", "most",        "drain",
-                           "nudge",  "muted",   "count_error", "release", "report", NULL};
+                           "nudge",  "muted",   "count_error", "release", "report", "key_header", NULL};
     PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record, *queue;
-    PyObject *drain, *nudge, *muted, *count_error, *release, *report, *append = NULL;
+    PyObject *drain, *nudge, *muted, *count_error, *release, *report, *key_header, *append = NULL;
     Py_ssize_t most;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OOO", keys, &plan,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OOOO", keys, &plan,
                                      &PyContextVar_Type, &current, &PyDict_Type, &endpoints, &edge,
                                      &identify, &resolve, &route, &begin, &record, &queue, &most, &drain,
                                      &nudge, &PyFrozenSet_Type, &muted, &count_error, &release,
-                                     &report))
+                                     &report, &key_header))
         return NULL;
     append = queue == Py_None ? Py_NewRef(Py_None) : PyObject_GetAttrString(queue, "append");
     if (append == NULL)
@@ -1128,6 +1130,8 @@ static PyTypeObject CoreType = {
 
 /* Door: open and head of a Port ----------------------------------------------------------------- */
 
+enum { WANTED = 16 };
+
 typedef struct {
     PyObject_HEAD
     Core *core;
@@ -1136,6 +1140,8 @@ typedef struct {
     PyObject *slow_head, *wanted;
     PyObject *spell, *spelled; /* a header's name as the protocol writes it; those asked so far */
     unsigned long long lengths; /* bit n: a wanted name has n characters */
+    PyObject *names[WANTED][2]; /* of `wanted`, as the protocol writes them and ours; borrowed */
+    int named;                  /* how many; -1: too many, or no bytes */
     int requests;               /* its exchanges are requests, not websockets */
     int always;                 /* every answer carries the second header */
 } Door;
@@ -1176,9 +1182,15 @@ door_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->requests = requests;
     self->always = always;
-    PyObject *name;
+    PyObject *name, *ours;
     Py_ssize_t at = 0;
-    while (PyDict_Next(wanted, &at, &name, NULL)) {
+    while (PyDict_Next(wanted, &at, &name, &ours)) {
+        if (self->named == WANTED || !PyBytes_CheckExact(name))
+            self->named = -1;
+        if (self->named >= 0) {
+            self->names[self->named][0] = name;
+            self->names[self->named++][1] = ours;
+        }
         Py_ssize_t length = PyObject_Size(name);
         if (length < 0) {
             Py_DECREF(self);
@@ -1209,6 +1221,44 @@ door_dealloc(Door *self)
     PyObject_GC_UnTrack(self);
     door_clear(self);
     Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* As Plan._identify for wanted headers of which each is a credential: 1. 0: there are others; or -1.
+ * The ids are fresh then, and there is no body.
+ */
+static int
+identified(Core *core, Exchange *x, PyObject *headers)
+{
+    PyObject *key = NULL, *authorization = NULL;
+    if (PyTuple_CheckExact(headers) && PyTuple_GET_SIZE(headers) == 2) { /* see as_headers */
+        key = PyTuple_GET_ITEM(headers, 0);
+        authorization = PyTuple_GET_ITEM(headers, 1);
+    } else {
+        if (core->key_header == Py_None || !PyDict_CheckExact(headers))
+            return 0;
+        if ((key = PyDict_GetItemWithError(headers, core->key_header)) == NULL && PyErr_Occurred())
+            return -1;
+        authorization = PyDict_GetItemWithError(headers, names.authorization);
+        if (authorization == NULL && PyErr_Occurred())
+            return -1;
+        if (PyDict_GET_SIZE(headers) != (key != NULL) + (authorization != NULL))
+            return 0;
+        key = key == NULL ? names.empty : key;
+        authorization = authorization == NULL ? names.empty : authorization;
+    }
+    if (!PyUnicode_CheckExact(key) || !PyUnicode_CheckExact(authorization))
+        return 0;
+    if (PyUnicode_GET_LENGTH(key) || PyUnicode_GET_LENGTH(authorization)) {
+        x->credentials = PyTuple_CheckExact(headers) ? Py_NewRef(headers)
+                                                     : PyTuple_Pack(2, key, authorization);
+        if (x->credentials == NULL)
+            return -1;
+    }
+    x->request_id = fresh();
+    if (x->request_id == NULL)
+        return -1;
+    x->correlation_id = Py_NewRef(x->request_id);
+    return 1;
 }
 
 /* As the function of Plan.open_with; new reference. */
@@ -1243,10 +1293,11 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
             goto failed;
         x->correlation_id = Py_NewRef(x->request_id);
     } else {
-        PyObject *done = PyObject_CallFunctionObjArgs(core->identify, (PyObject *)x, headers, NULL);
-        if (done == NULL)
+        int usual = identified(core, x, headers);
+        PyObject *done = usual ? NULL : PyObject_CallFunctionObjArgs(core->identify, (PyObject *)x, headers, NULL);
+        if (usual < 0 || (!usual && done == NULL))
             goto failed;
-        Py_DECREF(done);
+        Py_XDECREF(done);
     }
     if (core->resolve != Py_None) {
         PyObject *client = PyObject_CallFunctionObjArgs(core->resolve, peer, headers, NULL);
@@ -1376,9 +1427,11 @@ spelled(Door *self, PyObject *name)
 static int
 add_extra(Door *self, PyObject *list, PyObject *extra)
 {
-    if (!PyTuple_CheckExact(extra)) {
-        PyErr_SetString(PyExc_TypeError, "extra headers are a tuple of pairs");
-        return -1;
+    if (!PyTuple_CheckExact(extra)) { /* it puts them there itself: see _limits.c */
+        PyObject *args[] = {list, self->spell};
+        PyObject *done = PyObject_Vectorcall(extra, args, 2, NULL);
+        Py_XDECREF(done);
+        return done == NULL ? -1 : 0;
     }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(extra); i++) {
         PyObject *given = PyTuple_GET_ITEM(extra, i);
@@ -1571,29 +1624,93 @@ driven(PyObject *awaitable)
     return iterator;
 }
 
-/* The wanted request headers as open() takes them: a dict or None; new reference. */
+/* The wanted headers of a request: the two of an API key apart, as most have no other. */
+typedef struct {
+    PyObject *key, *authorization, *others; /* texts, and a dict */
+} Wanted;
+
+/* Our name of a header that is wanted, borrowed; NULL for any other. A handful is looked through
+ * sooner than a name is hashed.
+ */
+static PyObject *
+wanted_name(Door *door, PyObject *header)
+{
+    Py_ssize_t length = PyBytes_GET_SIZE(header);
+    if (!(door->lengths >> (length & 63) & 1))
+        return NULL;
+    for (int i = 0; i < door->named; i++)
+        if (PyBytes_GET_SIZE(door->names[i][0]) == length
+            && memcmp(PyBytes_AS_STRING(door->names[i][0]), PyBytes_AS_STRING(header), length) == 0)
+            return door->names[i][1];
+    return NULL;
+}
+
+/* The header of a pair goes into *found if it is wanted: 1. 0: it takes a closer look; or -1. */
+static int
+collected(Door *door, PyObject *pair, Wanted *found)
+{
+    if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2)
+        return 0;
+    PyObject *header = PyTuple_GET_ITEM(pair, 0), *value = PyTuple_GET_ITEM(pair, 1);
+    if (!PyBytes_CheckExact(header))
+        return 0;
+    PyObject *name = wanted_name(door, header), *key = door->core->key_header;
+    if (name == NULL)
+        return 1;
+    PyObject **place = name == key                                          ? &found->key
+                       : key != Py_None && name == names.authorization ? &found->authorization
+                                                                            : NULL;
+    int twice = place != NULL           ? *place != NULL
+                : found->others != NULL ? PyDict_Contains(found->others, name)
+                                        : 0;
+    if (twice || !PyBytes_CheckExact(value))
+        return twice < 0 ? -1 : 0;
+    PyObject *text = PyUnicode_DecodeLatin1(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), NULL);
+    if (place != NULL) {
+        *place = text;
+        return text == NULL ? -1 : 1;
+    }
+    int failed = text == NULL || (found->others == NULL && (found->others = PyDict_New()) == NULL)
+                 || PyDict_SetItem(found->others, name, text) < 0;
+    Py_XDECREF(text);
+    return failed ? -1 : 1;
+}
+
+/* As open_exchange takes them: a dict, None, or the pair that Exchange.credentials is; new reference. */
+static PyObject *
+as_headers(Door *door, Wanted *found)
+{
+    if (found->others == NULL && found->key == NULL && found->authorization == NULL)
+        Py_RETURN_NONE;
+    if (found->others == NULL && door->core->resolve == Py_None)
+        return PyTuple_Pack(2, found->key == NULL ? names.empty : found->key,
+                            found->authorization == NULL ? names.empty : found->authorization);
+    PyObject *all = found->others == NULL ? PyDict_New() : Py_NewRef(found->others);
+    if (all == NULL
+        || (found->key != NULL && PyDict_SetItem(all, door->core->key_header, found->key) < 0)
+        || (found->authorization != NULL
+            && PyDict_SetItem(all, names.authorization, found->authorization) < 0))
+        Py_CLEAR(all);
+    return all;
+}
+
+/* The wanted request headers as open_exchange takes them; new reference. */
 static PyObject *
 wanted_headers(Edge *edge, Door *door, PyObject *pairs)
 {
-    int plain = PyList_CheckExact(pairs) || PyTuple_CheckExact(pairs);
-    Py_ssize_t count = plain ? PySequence_Fast_GET_SIZE(pairs) : 0;
-    PyObject **all = plain ? PySequence_Fast_ITEMS(pairs) : NULL;
-    int found = !plain;
-    for (Py_ssize_t i = 0; i < count && !found; i++) {
-        PyObject *pair = all[i];
-        if ((PyTuple_CheckExact(pair) || PyList_CheckExact(pair)) && PySequence_Fast_GET_SIZE(pair) == 2) {
-            PyObject *name = PySequence_Fast_ITEMS(pair)[0];
-            if (!PyBytes_CheckExact(name))
-                found = 1;
-            else if (door->lengths >> (PyBytes_GET_SIZE(name) & 63) & 1)
-                found = PyDict_Contains(door->wanted, name);
-        } else
-            found = 1;
+    Wanted found = {NULL, NULL, NULL};
+    int plain = door->named >= 0 && (PyList_CheckExact(pairs) || PyTuple_CheckExact(pairs));
+    for (Py_ssize_t i = 0; plain > 0 && i < PySequence_Fast_GET_SIZE(pairs); i++) {
+        PyObject *pair = Py_NewRef(PySequence_Fast_ITEMS(pairs)[i]);
+        plain = collected(door, pair, &found);
+        Py_DECREF(pair);
     }
-    if (found < 0)
-        return NULL;
-    if (!found)
-        Py_RETURN_NONE;
+    PyObject *usual = plain > 0 ? as_headers(door, &found) : NULL;
+    Py_XDECREF(found.key);
+    Py_XDECREF(found.authorization);
+    Py_XDECREF(found.others);
+    if (plain)
+        return usual;
     PyObject *headers = PyObject_CallFunctionObjArgs(edge->collect, door->wanted, pairs, NULL);
     if (headers != NULL && PyDict_CheckExact(headers) && PyDict_GET_SIZE(headers) == 0) {
         Py_DECREF(headers);
@@ -3772,6 +3889,7 @@ set_up(void)
         {&names.throw, "throw"}, {&names.close, "close"}, {&names.fastapi, "fastapi"},
         {&names.site_close, "close"}, {&names.site_enter, "enter"},
         {&names.site_open, "open"}, {&names.site_endpoint, "endpoint"},
+        {&names.authorization, "authorization"}, {&names.empty, ""},
         {&names.request_method, "REQUEST_METHOD"}, {&names.path_info, "PATH_INFO"},
         {&names.script_name, "SCRIPT_NAME"}, {&names.remote_addr, "REMOTE_ADDR"},
         {&names.file_wrapper, "wsgi.file_wrapper"}, {&names.head, "HEAD"}, {&names.fail, "fail"},

@@ -1,9 +1,10 @@
 """Whether the request path runs in C.
 
 `speed` is the module `opsguard._speed` where it was built and may be used, else None: then the
-Python code beside each use of it does the same. `shared` is `opsguard._shared` in the same way: the
-memory in which workers share limits. Both need the GIL, the main interpreter, and `elapsed` to be
-the clock that they read themselves. ``OPSGUARD_PURE=1`` in the environment leaves them out.
+Python code beside each use of it does the same. `limits` is `opsguard._limits` on top of it: the
+usual limit and the usual API key. `shared` is `opsguard._shared`, which needs neither: the memory
+in which workers share limits. All need the GIL, the main interpreter, and `elapsed` to be the clock
+that they read themselves. ``OPSGUARD_PURE=1`` in the environment leaves them out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from opsguard.clock import elapsed
 
-__all__ = ["shared", "speed"]
+__all__ = ["limits", "shared", "speed"]
 
 
 def _found(name: str, environ: Mapping[str, str]) -> Any:
@@ -31,5 +32,14 @@ def _found(name: str, environ: Mapping[str, str]) -> Any:
     return found if before <= there <= after else None
 
 
+def _on_top(name: str) -> Any:
+    """Another module in C, which needs `speed`."""
+    try:
+        return None if speed is None else import_module(f"opsguard.{name}")
+    except ImportError:
+        return None
+
+
 speed = _found("_speed", os.environ)
+limits = _on_top("_limits")
 shared = _found("_shared", os.environ)

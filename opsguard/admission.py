@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
+from opsguard.accelerator import limits
 from opsguard.exchange import Exchange, asettled, settled
 from opsguard.http import Pending, Response
 from opsguard.keys import Identity, KeyGuard
@@ -26,6 +27,8 @@ __all__ = ["Admission"]
 _MOST_HANDLERS = 16_384
 _OUTCOMES = {429: "too_many_failures", 503: "store_error"}
 Flow = Generator["Look", Any, Response | None]
+Always = Callable[[Any], Decision | None] | None | Literal[False]
+"""What decides about all requests of a kind; None: nothing, False: that cannot be said."""
 
 
 class Look(Protocol):
@@ -63,9 +66,10 @@ class Admission:
         self._blocking = limiter is not None and limiter.store.blocking
         self._paths = limiter is not None and bool(limiter.paths)
         routes = limiter is not None and (marked or limiter.options.default is not None)
+        self._accepted: dict[str, Callable[[], None]] = {}
         # A stage with nothing to decide is no step at all.
-        self.at_edge = self.edge if guard is not None or self._paths else None
-        self.at_route = self.route if guard is not None or routes else None
+        self.at_edge = self._edge_step() if guard is not None or self._paths else None
+        self.at_route = self._route_step() if guard is not None or routes else None
         # The marks of a handler, by it and the method: looked for once.
         self._marks: dict[tuple[object, str], Marks] = {}
         self._returning: set[asyncio.Task[None]] = set()
@@ -91,11 +95,7 @@ class Admission:
                 if isinstance(found, Response):
                     return found
                 exchange.identity = found
-            if not self._paths:
-                return None
-            if self._blocking:
-                return self._begun(exchange, self._by_path(exchange))
-            return self._charged(exchange, cast("Limiter", self.limiter).edge(exchange))
+            return self._limits_at_edge(exchange) if self._paths else None
         except Exception as fault:
             return self._shut(exchange, fault)
 
@@ -104,15 +104,14 @@ class Admission:
         try:
             marks = self._marks_of(exchange.marked, exchange.method)
             if self._blocking:
+                if (decision := self._at_hand(exchange, marks)) is not None:
+                    return self._charged(exchange, decision)
                 return self._begun(exchange, self._at_route(exchange, marks))
             refused = self._may_not(exchange, marks)
-            limiter, before = self.limiter, exchange.charged
+            limiter = self.limiter
             if refused is None and limiter is not None:
-                refused = self._charged(exchange, limiter.route(exchange, marks))
-            if refused is not None and limiter is not None:
-                for decision in _uncharged(exchange, before):
-                    limiter.give_back(decision)
-            return refused
+                return self._charged_at_route(exchange, limiter.route(exchange, marks))
+            return self._given_back(exchange, refused)
         except Exception as fault:
             return self._shut(exchange, fault)
 
@@ -165,7 +164,88 @@ class Admission:
             self._returning.add(task)
             task.add_done_callback(self._returning.discard)
 
+    # -- the steps in C, with what they are to leave to us ------------------------------------
+
+    def _edge_step(self) -> Callable[[Exchange], Response | Pending | None]:
+        guard = self.guard
+        believed = None if guard is None else guard.verifier.believed
+        if limits is None or (guard is not None and believed is None):
+            return self.edge
+        step: Callable[[Exchange], Response | Pending | None] = limits.Edge(
+            good=believed,
+            accepted=self._accepted,
+            identity=Identity,
+            requires=guard is not None and guard.requires,
+            paths={} if self._paths else None,
+            find=self._always_at_edge,
+            whole=self.edge,
+            limit=self._limits_at_edge,
+            settle=self._charged,
+            shut=self._shut,
+        )
+        return step
+
+    def _route_step(self) -> Callable[[Exchange], Response | Pending | None]:
+        if limits is None:
+            return self.route
+        step: Callable[[Exchange], Response | Pending | None] = limits.Route(
+            identity=Identity,
+            find=self._always_at_route,
+            whole=self.route,
+            settle=self._charged_at_route,
+            shut=self._shut,
+            known_pass=self.limiter is None and not self.marked,
+        )
+        return step
+
+    def _always_at_edge(self, exchange: Exchange) -> Always:
+        """What decides about every request for this path."""
+        return cast("Limiter", self.limiter).by_path(exchange.routed)
+
+    def _always_at_route(self, exchange: Exchange) -> Always:
+        """What decides about every request like this one in handler, method, route and tier."""
+        guard, limiter = self.guard, self.limiter
+        marks = self._marks_of(exchange.marked, exchange.method)
+        if guard is not None and (marks.keys is not None or guard.requires):
+            needs, has = marks.keys, exchange.identity is not None
+            anybody = has if needs is None else has and not getattr(needs, "scopes", True)
+            if not anybody or self._may_not(exchange, marks) is not None:
+                return False
+        if limiter is None:
+            return None
+        return limiter.by_handler(exchange, marks)
+
     # -- the flows ------------------------------------------------------------------------
+
+    def _limits_at_edge(self, exchange: Exchange) -> Response | Pending | None:
+        """The limits by path, of which there are some."""
+        limiter = cast("Limiter", self.limiter)
+        if not self._blocking:
+            return self._charged(exchange, limiter.edge(exchange))
+        stage = limiter.edge_stage(exchange)
+        if stage is None:
+            return None
+        if stage.at_hand is not None and (decision := stage.at_hand(exchange)) is not None:
+            return self._charged(exchange, decision)
+        return self._begun(exchange, self._by_path(exchange))
+
+    def _at_hand(self, exchange: Exchange, marks: Marks) -> Decision | None:
+        """What a store that blocks decides at the route without a look outside, if it can."""
+        limiter = cast("Limiter", self.limiter)
+        if self._may_not(exchange, marks) is not None:
+            return None
+        stage = limiter.route_stage(exchange, marks)
+        return None if stage is None or stage.at_hand is None else stage.at_hand(exchange)
+
+    def _charged_at_route(self, exchange: Exchange, decision: Decision | None) -> Response | None:
+        return self._given_back(exchange, self._charged(exchange, decision))
+
+    def _given_back(self, exchange: Exchange, refused: Response | None) -> Response | None:
+        """The route's answer. To who is refused goes back what he was charged before."""
+        if refused is not None and self.limiter is not None:
+            for decision in _uncharged(exchange, exchange.charged):
+                self.limiter.give_back(decision)
+        return refused
 
     def _at_edge(self, exchange: Exchange, lookup: Look) -> Flow:
         """Whose credential it is, which only the key store knows; then the limits by path."""
@@ -217,6 +297,8 @@ class Admission:
         if count is None:
             made = cast("Callable[[str, str], Callable[[], None]]", self._count)
             count = self._counts[outcome, tier] = made(outcome, tier)
+            if outcome == "accepted":
+                self._accepted[tier] = count
         count()
 
     def _may_not(self, exchange: Exchange, marks: Marks) -> Response | None:

@@ -63,7 +63,9 @@ def _wrapper(function: Callable[..., Any]) -> Any:
     elif inspect.iscoroutinefunction(function):
 
         async def acall(*args: Any, **kwargs: Any) -> Any:
-            await _aenforce(wrapper)
+            # The usual request, without a coroutine more: its route's hook has decided.
+            if (exchange := current.get()) is None or exchange.marked is not wrapper:
+                await _aenforce(wrapper)
             return await function(*args, **kwargs)
 
         wrapper = acall
@@ -77,7 +79,8 @@ def _wrapper(function: Callable[..., Any]) -> Any:
     else:
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            _enforce(wrapper)
+            if (exchange := current.get()) is None or exchange.marked is not wrapper:
+                _enforce(wrapper)
             return function(*args, **kwargs)
 
         wrapper = call

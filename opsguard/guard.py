@@ -429,7 +429,7 @@ class Runtime:
         )
 
         def count(policy: str, decision: str) -> Callable[[], None]:
-            return decisions.labels(policy, decision).inc
+            return decisions.labels(policy, decision).one
 
         store = open_store(
             settings.limiter,
@@ -553,4 +553,4 @@ def _counting(metrics: Metrics) -> Callable[[str, str], Callable[[], None]]:
     checks = metrics.counter(
         "api_key_checks_total", "API keys that requests came with.", ("outcome", "tier")
     )
-    return lambda outcome, tier: checks.labels(outcome, tier).inc
+    return lambda outcome, tier: checks.labels(outcome, tier).one

@@ -254,6 +254,7 @@ class Plan:
             count_error=count_error,
             release=_nothing if self.admission is None else self.admission.release,
             report=self.failures.report,
+            key_header=self._key_header or None,
         )
 
     def shut(self) -> None:

@@ -23,6 +23,7 @@ from opsguard.limiter.local import LocalStore
 from opsguard.limiter.rates import Rate
 from opsguard.limiter.redis import RedisStore
 from opsguard.limiter.stores import Charge, OnStoreError, Strategy, Verdict
+from tests.limits import Bench, Request
 from tests.redis_server import RedisServer, running
 
 THOUSAND = Rate(1000, 60, "1000 per 1 minute")
@@ -141,6 +142,46 @@ def test_a_lease_is_taken_in_the_background_and_spares_the_store(stage: Stage) -
     assert len(stage.exact.decided) == 2
     assert verdict.remaining == 997
     assert 0 < verdict.reset <= 60
+
+
+def test_tokens_at_hand_are_spent_without_a_flow_until_it_is_time_to_renew(stage: Stage) -> None:
+    assert stage.store.at_hand("k", 1) is None  # nothing is leased yet
+    for _ in range(2):
+        stage.take()
+    stage.work()
+    first = stage.store.at_hand("k", 1)
+    assert first is not None
+    verdict = stage.take()
+    assert first == (True, None, verdict.remaining + 1, verdict.reset, 0.0)
+    while stage.store.at_hand("k", 1) is not None:
+        pass
+    asked = len(stage.exact.reserved)
+    stage.take()  # has the tokens that are left, and renews
+    assert len(stage.exact.decided) == 2
+    stage.work()
+    assert len(stage.exact.reserved) == asked + 1
+    assert stage.store.at_hand("k", 1) is not None
+    assert stage.store.at_hand("k", 1000) is None
+    stage.clock.now += 3600.0
+    assert stage.store.at_hand("k", 1) is None
+
+
+def test_a_stage_decides_by_tokens_as_it_does_by_its_flow(stage: Stage) -> None:
+    bench = Bench(store=stage.store, policies={"/x": "1000/minute"})
+    request = Request(path="/x")
+    edge = bench.limiter.edge_stage(request)
+    assert edge is not None
+    assert edge.at_hand is not None
+    assert edge.at_hand(request) is None
+    for _ in range(2):
+        edge.decide(request)
+    stage.work()
+    by_flow, by_tokens = edge.decide(request), edge.at_hand(request)
+    assert by_flow is not None
+    assert by_tokens is not None
+    assert by_tokens.charges == by_flow.charges
+    assert by_tokens.remaining == by_flow.remaining - 1
+    assert bench.counts["/x", "allowed"] == 4
 
 
 def test_leases_grow_to_their_size_while_they_are_used_up(stage: Stage) -> None:

@@ -15,11 +15,12 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from opsguard.limiter.rates import Rate, Strategy
 
 __all__ = [
+    "IDENTITIES",
     "Ask",
     "Cost",
     "Whose",
@@ -30,6 +31,9 @@ __all__ = [
     "prefix",
     "whose",
 ]
+
+IDENTITIES: Final = {"key": "key_id", "tenant": "tenant_id", "user": "user_id"}
+"""The keys of policies that are attributes of an identity."""
 
 _LONGEST_NAME = 64
 _LONGEST_ANSWER = 4096  # characters of what a key function gives
@@ -110,7 +114,7 @@ def whose(
         return "a", of_address
     if key == "global":
         return "g", _everybody
-    return key[0], _by_identity({"key": "key_id", "tenant": "tenant_id", "user": "user_id"}[key])
+    return key[0], _by_identity(IDENTITIES[key])
 
 
 def _everybody(ask: Ask) -> str:

@@ -11,13 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import ceil
+from typing import Final
 
 from opsguard.clock import Clock
 from opsguard.http import Response
 from opsguard.limiter.rates import Rate, Strategy
 from opsguard.problems import problem
 
-__all__ = ["Headers", "Say", "refusal", "say_with", "structured_name"]
+__all__ = ["TITLES", "Headers", "Say", "fixed_texts", "refusal", "say_with", "structured_name"]
+
+TITLES: Final = (
+    *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    *("RateLimit-Policy", "RateLimit"),
+)
 
 Headers = tuple[tuple[str, str], ...]
 Say = Callable[[int, float], Headers]
@@ -28,10 +34,9 @@ def say_with(quotas: Sequence[tuple[str, Rate, Strategy]], tightest: int, wall: 
     """The function that makes the headers of a decision about `quotas` (name, rate, strategy), of
     which the one at `tightest` decided.
     """
-    policies = ("RateLimit-Policy", ", ".join(_policy(*quota) for quota in quotas))
-    name, rate, _ = quotas[tightest]
-    limit = ("X-RateLimit-Limit", str(rate.most))
-    start = f"{structured_name(name)};r="
+    most, every, start = fixed_texts(quotas, tightest)
+    limit, policies = (TITLES[0], most), (TITLES[3], every)
+    remain, both = TITLES[1], TITLES[4]
 
     # The moment stays the same for as long as a window, and the seconds for one: what is made
     # of them is kept. Each is one value that is replaced as a whole, so threads may share it.
@@ -43,7 +48,7 @@ def say_with(quotas: Sequence[tuple[str, Rate, Strategy]], tightest: int, wall: 
         at, seconds = -(-(wall() + reset) // 1.0), -(-reset // 1.0)  # ceil, without a call
         known, whole = moment
         if known != at:
-            whole = ("X-RateLimit-Reset", f"{at:.0f}")
+            whole = (TITLES[2], f"{at:.0f}")
             moment = (at, whole)
         known, end = tail
         if known != seconds:
@@ -52,13 +57,24 @@ def say_with(quotas: Sequence[tuple[str, Rate, Strategy]], tightest: int, wall: 
         left = f"{remaining}"
         return (
             limit,
-            ("X-RateLimit-Remaining", left),
+            (remain, left),
             whole,
             policies,
-            ("RateLimit", start + left + end),
+            (both, start + left + end),
         )
 
     return say
+
+
+def fixed_texts(
+    quotas: Sequence[tuple[str, Rate, Strategy]], tightest: int
+) -> tuple[str, str, str]:
+    """What the headers of all decisions have in common: the limit, the policies, and the start of
+    `RateLimit`.
+    """
+    name, rate, _ = quotas[tightest]
+    every = ", ".join(_policy(*quota) for quota in quotas)
+    return str(rate.most), every, f"{structured_name(name)};r="
 
 
 def refusal(

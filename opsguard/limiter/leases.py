@@ -23,6 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 from opsguard.clock import Clock
+from opsguard.limiter.algorithms import Outcome
 from opsguard.limiter.stores import Charge, OnStoreError, Strategy, Verdict
 
 __all__ = ["LeaseStore", "Reserving"]
@@ -108,6 +109,21 @@ class LeaseStore:
         self._lock = threading.Lock()
         if hasattr(os, "register_at_fork"):
             _watch_forks(self)
+
+    def at_hand(self, key: str, cost: int) -> Outcome | None:
+        """Take from the tokens of one bucket. CPU only, also in an event loop. None, and nothing is
+        taken: there are too few, or it is time to renew them, which is for `take` and its twin.
+        """
+        now = self._clock()
+        with self._lock:
+            lease = self._leases.get(key)
+            if lease is None or lease.until <= now:
+                return None
+            tokens = lease.tokens - cost
+            if tokens < 0 or (lease.due and tokens * 4 <= lease.size):
+                return None
+            lease.tokens = tokens
+            return True, None, lease.remaining + tokens, max(lease.reset_at - now, 0.0), 0.0
 
     def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         """Decide: by tokens, without I/O, if there are enough, else exactly."""

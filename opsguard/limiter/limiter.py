@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from opsguard.clock import Clock
 from opsguard.clock import wall as wall_clock
@@ -120,6 +120,31 @@ class Limiter:
     async def aroute(self, ask: Ask, marks: Marks) -> Decision | None:
         stage = self.route_stage(ask, marks)
         return None if stage is None else await stage.adecide(ask)
+
+    def by_path(self, path: str) -> Callable[[Ask], Decision | None] | Literal[False] | None:
+        """What decides at the edge about all requests for this path but preflights (with a store
+        that blocks: where it has tokens at hand); None: nothing. False: that cannot be said of a
+        path alone.
+        """
+        found = self._each(path) if self._plain else ()
+        if not self._plain or len(found) > 1 or any(one.decide is None for one in found):
+            return False
+        if found and self.store.blocking:
+            return cast("Stage", found[0].stage).at_hand or False
+        return found[0].decide if found else None
+
+    def by_handler(
+        self, ask: Ask, marks: Marks
+    ) -> Callable[[Ask], Decision | None] | Literal[False] | None:
+        """What decides at the route about all requests of this method for a handler of these marks
+        on this route, from callers of this tier; None: nothing. False: it takes more to say.
+        """
+        if self._exempting and not marks.limits:
+            return False
+        stage = self.route_stage(ask, marks)
+        if stage is not None and self.store.blocking:
+            return stage.at_hand or False
+        return None if stage is None else stage.decide
 
     def give_back(self, decision: Decision) -> None:
         """The request was refused after all: return everything it was charged."""

@@ -20,14 +20,15 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from opsguard.accelerator import limits
 from opsguard.clock import Clock, elapsed
 from opsguard.limiter.algorithms import ALGORITHMS, Outcome
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 from opsguard.limiter.stores import Charge, Verdict
 
-__all__ = ["MAX_KEYS", "LocalStore", "Take"]
+__all__ = ["MAX_KEYS", "LocalStore", "Table", "Take"]
 
 MAX_KEYS: Final = 100_000
 
@@ -66,9 +67,9 @@ class LocalStore:
         self.lock = Lock()
         self.free = max_keys
         self.on_full = on_full or _nothing
-        self._tables: dict[tuple[Strategy, int, int, int], _Table] = {}
+        self._tables: dict[tuple[Strategy, int, int, int], Table] = {}
         self._candidates: Iterator[str] = iter(())
-        self._candidates_of: _Table | None = None
+        self._candidates_of: Table | None = None
         _stores.add(self)
 
     def __len__(self) -> int:
@@ -79,14 +80,18 @@ class LocalStore:
         """The quickest way to charge one bucket of this rate at a time. It cannot fail, so
         `on_error` makes no difference.
         """
+        return self.table(rate, strategy).take
+
+    def table(self, rate: Rate, strategy: Strategy) -> Table:
+        """The buckets of this rate, for the accelerator."""
         with self.lock:
-            return self._table(rate, strategy).take
+            return self._table(rate, strategy)
 
     def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         """Take all of the charges or none. It cannot fail: see `gate`."""
         with self.lock:
             now = self.clock()
-            states: dict[tuple[_Table, str], Any] = {}
+            states: dict[tuple[Table, str], Any] = {}
             tightest: tuple[int, float, float, int] | None = None
             refused: tuple[float, int, float, int] | None = None
             for index, (key, rate, strategy, cost) in enumerate(charges):
@@ -154,24 +159,42 @@ class LocalStore:
         self._candidates = iter([*largest.before, *largest.live])
         return next(self._candidates)
 
-    def _candidate_table(self) -> _Table:
+    def _candidate_table(self) -> Table:
         assert self._candidates_of is not None  # who has a candidate has its table
         return self._candidates_of
 
-    def _table(self, rate: Rate, strategy: Strategy) -> _Table:
+    def _table(self, rate: Rate, strategy: Strategy) -> Table:
         name = (strategy, rate.amount, rate.period, rate.burst)
         table = self._tables.get(name)
         if table is None:
-            table = self._tables[name] = _Table(self, rate, strategy)
+            table = self._tables[name] = Table(self, rate, strategy)
         return table
 
 
-class _Table:
-    """The buckets of one rate. All but `take` is called under the store's lock."""
+if TYPE_CHECKING or limits is None:
+
+    class Window:
+        """Where `live` and `start` are; the accelerator has a type of this name."""
+
+        __slots__ = ("live", "start")
+
+        live: dict[str, Any]
+        start: float
+
+else:
+    Window = limits.Window
+
+
+class Table(Window):
+    """The buckets of one rate. All but `take` is called under the store's lock.
+
+    In C the bucket of a request is charged without it, if it is in `live` and nobody holds the
+    lock: see `_limits.c`. So whoever changes `live` or `start` holds it.
+    """
 
     __slots__ = (
-        *("_carry", "_clock", "_empty", "_give_back", "_lock", "_old", "_span", "_start"),
-        *("_store", "_used", "before", "decide", "live"),
+        *("_carry", "_clock", "_empty", "_give_back", "_lock", "_old", "_store", "_used"),
+        *("before", "decide", "span"),
     )
 
     def __init__(self, store: LocalStore, rate: Rate, strategy: Strategy) -> None:
@@ -182,8 +205,8 @@ class _Table:
         self._old: list[dict[str, Any]] = []
         self._store = store
         self._lock, self._clock = store.lock, store.clock
-        self._start = float("-inf")
-        self._empty, self._span = algorithm.empty, algorithm.span
+        self.start = float("-inf")
+        self._empty, self.span = algorithm.empty, algorithm.span
         self._carry, self._give_back = algorithm.carry, algorithm.give_back
         self._used = algorithm.used
 
@@ -194,8 +217,8 @@ class _Table:
         """Charge one bucket. For all threads."""
         with self._lock:
             now = self._clock()
-            passed = now - self._start
-            if not 0.0 <= passed < self._span:
+            passed = now - self.start
+            if not 0.0 <= passed < self.span:
                 passed = self.at(now)
             live = self.live
             state = live.get(key)
@@ -209,13 +232,13 @@ class _Table:
 
     def at(self, now: float) -> float:
         """What has passed of the window; a new one begins when the last is over."""
-        passed = now - self._start
-        if 0.0 <= passed < self._span:
+        passed = now - self.start
+        if 0.0 <= passed < self.span:
             return passed
         if not 0.0 <= passed < float("inf"):  # the first time, or the clock was set back
-            self._start = now
+            self.start = now
             return 0.0
-        windows = passed // self._span
+        windows = passed // self.span
         self._drop(self.before)
         if windows > 1.0:
             self._drop(self.live)
@@ -223,8 +246,8 @@ class _Table:
         else:
             self.before = self.live
         self.live = {}
-        self._start += windows * self._span
-        return min(max(now - self._start, 0.0), self._span)
+        self.start += windows * self.span
+        return min(max(now - self.start, 0.0), self.span)
 
     def place(self, key: str, now: float) -> str:
         """See that `key` has a bucket in `live`; the key of the bucket it is to use."""

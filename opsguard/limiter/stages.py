@@ -14,10 +14,14 @@ from itertools import chain
 from sys import maxsize
 from typing import Any, Final, NamedTuple
 
-from opsguard.clock import Clock
+from opsguard.accelerator import limits
+from opsguard.clock import Clock, elapsed
+from opsguard.clock import wall as wall_clock
 from opsguard.http import Response
-from opsguard.limiter.buckets import Ask, of_address
-from opsguard.limiter.headers import Headers, refusal, say_with
+from opsguard.limiter.algorithms import Outcome
+from opsguard.limiter.buckets import IDENTITIES, Ask, of_address
+from opsguard.limiter.headers import TITLES, Headers, fixed_texts, refusal, say_with
+from opsguard.limiter.local import LocalStore, Table
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 from opsguard.limiter.rules import Rule
 from opsguard.limiter.stores import Charge, GatedStore, GuardedStore, Store, Verdict
@@ -47,6 +51,11 @@ class Decision(NamedTuple):
     """What the request was charged; nothing if it was refused."""
 
     @property
+    def says(self) -> bool:
+        """Whether there are headers."""
+        return bool(self.headers)
+
+    @property
     def charges(self) -> tuple[Charge, ...]:
         """What `taken` is in the words of a store."""
         taken = self.taken
@@ -64,9 +73,9 @@ class Decision(NamedTuple):
 
 def tighter(edge: Decision | None, route: Decision | None) -> Decision | None:
     """Of the decisions of both stages the one whose headers tell the client more."""
-    if edge is None or not edge.headers:
+    if edge is None or not edge.says:
         return route
-    if route is None or not route.headers:
+    if route is None or not route.says:
         return edge
     return edge if edge.remaining < route.remaining else route
 
@@ -87,6 +96,7 @@ class Stage:
         self._store = store
         self._answers = store.blocking or isinstance(store, GatedStore)  # whatever happens
         self._error = error
+        self._wall = wall
         self._on_error: OnStoreError = "allow" if self._enforced else "local"
         quotas: list[tuple[str, Rate, Strategy]] = []
         names = _told_apart(self._enforced)
@@ -94,9 +104,13 @@ class Stage:
             if _STRICTER[rule.on_error] > _STRICTER[self._on_error]:
                 self._on_error = rule.on_error
             quotas.extend((next(names), rate, rule.strategy) for rate in rule.policy.rates)
+        self._quotas = quotas
         self._says = [say_with(quotas, at, wall) for at in range(len(quotas))]
         self._messages = [text for rule in self._enforced for text in rule.messages]
         self.decide: Callable[[Ask], Decision | None] = self._quick() or self._drive
+        self.at_hand = self._leased()
+        """Decides without I/O, of a store that blocks, where its tokens suffice; None where they do
+        not, or where this is None: then it is for `decide` or `adecide`."""
 
     async def adecide(self, ask: Ask) -> Decision | None:
         """As `decide`, without blocking the event loop."""
@@ -203,6 +217,11 @@ class Stage:
         cost = rule.price
         if len(rule.policy.rates) != 1 or not isinstance(cost, int):
             return None
+        at_once = limits is not None and rule.strategy != "concurrency" and cost > 0
+        if at_once and isinstance(store, LocalStore):
+            table = store.table(rule.policy.rates[0], rule.strategy)
+            clock = None if store.clock is elapsed else store.clock
+            return self._in_c(rule, cost, table.take, table, store.lock.locked, clock)
         take = store.gate(rule.policy.rates[0], rule.strategy, rule.on_error)
         say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
         refuse, refused_one = partial(self._refusal, place=0), rule.refused
@@ -221,6 +240,76 @@ class Stage:
             refused_one()
             return refuse(ask, wait=wait, headers=headers)
 
+        return decide
+
+    def _leased(self) -> Callable[[Ask], Decision | None] | None:
+        """What `at_hand` is for one rule with one rate, at a fixed cost for a bucket that no
+        function of the app's names: those are not to be called twice.
+        """
+        at_hand = getattr(self._store, "at_hand", None)
+        if at_hand is None or len(self._enforced) != 1 or self._shadows:
+            return None
+        rule = self._enforced[0]
+        cost = rule.price
+        if len(rule.policy.rates) != 1 or not isinstance(cost, int) or not 0 < cost <= rule.most:
+            return None
+        if callable(rule.key) or rule.strategy == "concurrency":
+            return None
+        if limits is not None:
+            return self._in_c(rule, cost, at_hand)
+        say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
+
+        def decide(ask: Ask) -> Decision | None:
+            name = whose(ask)
+            found = at_hand(start + name, cost)
+            if found is None:
+                return None
+            remaining, reset = found[2], found[3]
+            allowed_one()
+            headers = say(remaining, reset)
+            return _new(Decision, (True, headers, None, remaining, (rule, name, cost)))
+
+        return decide
+
+    def _in_c(
+        self,
+        rule: Rule,
+        cost: int,
+        take: Callable[[str, int], Outcome | None],
+        table: Table | None = None,
+        locked: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
+    ) -> Callable[[Ask], Any]:
+        """What `_quick` and `_leased` give, by the accelerator: what it decides of requests that
+        are let pass has the attributes of a Decision. Without a `table` it asks `take` for all.
+        """
+        rate, say, refused_one = rule.policy.rates[0], self._says[0], rule.refused
+
+        def refused(ask: Ask, remaining: int, reset: float, wait: float) -> Decision:
+            refused_one()
+            return self._refusal(ask, 0, wait, say(remaining, reset))
+
+        decide: Callable[[Ask], Any] = limits.Decider(
+            table=table,
+            locked=locked,
+            take=take,
+            clock=clock,
+            wall=None if self._wall is wall_clock else self._wall,
+            start=rule.prefixes[0],
+            by=rule.whose is of_address or IDENTITIES.get(str(rule.key)),
+            whose=rule.whose,
+            rule=rule,
+            allowed=rule.allowed,
+            refused=refused,
+            titles=TITLES,
+            texts=fixed_texts(self._quotas, 0),
+            strategy=rule.strategy,
+            amount=rate.amount,
+            most=rate.most,
+            period=float(rate.period),
+            span=0.0 if table is None else table.span,
+            cost=cost,
+        )
         return decide
 
 

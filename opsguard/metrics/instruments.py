@@ -14,6 +14,7 @@ from functools import wraps
 from itertools import pairwise
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from opsguard.accelerator import limits
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.exceptions import DeclarationError
 from opsguard.metrics.definitions import LABEL, MODES, MOST_BUCKETS, NAME
@@ -62,6 +63,14 @@ class CounterSeries(_Series):
             self._store.cells[self._at] += amount
         if exemplar is not None:
             self._keep_exemplar(0, amount, exemplar)
+
+    @property
+    def one(self) -> Callable[[], None]:
+        """The function that adds 1, for whoever does that on each request."""
+        if limits is None:
+            return self.inc
+        tally: Callable[[], None] = limits.Tally(self._store, self._at)
+        return tally
 
     @contextmanager
     def count_exceptions(

@@ -289,7 +289,7 @@ class Store(Shelf):
             _fill(file, 0, _STEP)
             self._reserve(HEADER_SIZE + len(records))
             mapping = _map(path, self._limit)
-            self._net = None if shared is None else shared.Net(mapping)
+            self._net = _net_under(mapping)
             self._begin(mapping, records)
             known = path.rename(directory / f"{WORKER}{self.number}-{os.getpid()}-{token}")
         except BaseException:
@@ -382,6 +382,14 @@ def _spans(records: bytes | bytearray) -> Iterator[tuple[int, int]]:
         size, key_size, count, _ = RECORD.unpack_from(records, at)
         yield at + RECORD.size + key_size, 8 * count
         at += size
+
+
+def _net_under(mapping: mmap.mmap) -> Any:
+    """A `Net`; None where there is none, or one process has more stores than the nets there are."""
+    try:
+        return None if shared is None else shared.Net(mapping)
+    except OSError:
+        return None
 
 
 def _anonymous(size: int) -> mmap.mmap:
