@@ -366,6 +366,29 @@ def test_a_worker_that_closed_its_file_did_not_die(crew: Crew) -> None:
     assert first.deaths == []
 
 
+def test_a_file_that_is_just_being_made_is_not_locked(
+    tmp_path: Path, crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask who holds it takes its lock for a moment: its owner would find it taken, and count in
+    private memory from then on.
+    """
+    first, other = crew(), crew()
+    first.count(1, "a")
+    other.count(1, "a")
+    new = tmp_path / "new-1"
+    new.touch()
+    asked: list[int] = []
+
+    def is_held(file: int) -> bool:
+        asked.append(os.fstat(file).st_ino)
+        return True
+
+    monkeypatch.setattr(retired, "is_held", is_held)
+    first.metrics.tidy()
+    assert asked
+    assert new.stat().st_ino not in asked
+
+
 def test_the_retired_file_names_no_more_files_than_there_are(tmp_path: Path, crew: Crew) -> None:
     first = crew()
     first.count(1, "a")

@@ -167,11 +167,12 @@ def _abandoned(path: Path, now: float) -> Source | None:
     except FileNotFoundError:
         return None
     try:
-        if is_held(file):
-            return None
         if path.name.startswith(NEW):
-            if now - os.fstat(file).st_mtime > _GRACE:
+            # A young one is not even asked: that takes its lock, which its owner is about to take.
+            if now - os.fstat(file).st_mtime > _GRACE and not is_held(file):
                 _remove(path)
+            return None
+        if is_held(file):
             return None
         return Source.of(path.name, read_whole(file), None, alive=False)
     except Unreadable:
