@@ -556,4 +556,4 @@ def test_a_verifier_that_returns_early_would_be_caught(store: Watched, verifier:
             verifier.verify(key)
 
     timed(ask, keys, 200)
-    assert max(worst(timed(ask, keys, 2500)) for _ in range(3)) > 4.5
+    assert any(worst(timed(ask, keys, 2500)) > 4.5 for _ in range(8))
