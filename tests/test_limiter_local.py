@@ -225,7 +225,7 @@ def test_a_million_keys_cost_little_memory_and_no_long_pause() -> None:
             worst = max(worst, clock() - before)
         return worst
 
-    # A machine that is shared takes its time now and then; a pause of ours would be there each time.
+    # A shared machine takes its time now and then; a pause of ours would be there each time.
     assert any(longest(attempt) < 0.01 for attempt in range(4))
     assert len(store) <= 50_000 + 1024
 
