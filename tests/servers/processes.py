@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 APP = "tests.servers.served:app"
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 KEPT = 4
 
 T = TypeVar("T")
