@@ -23,6 +23,11 @@ __all__ = ["enforcing"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_KNOWN = "__opsguard_covered__"
+_MOST_DECIDED = 64
+"""Handlers that one wrapper remembers; nearly always there is one."""
+
+
 def enforcing(target: F, **changes: Any) -> F:
     """`target` in a wrapper of its own kind, with these marks on top of those it has. A class is
     itself marked.
@@ -122,7 +127,7 @@ def _missed(verb: str, wrapper: object) -> Callable[..., Any] | None:
     if exchange is None or exchange.marked is wrapper or exchange.closed:
         return None
     try:
-        if exchange.marked is not None and _covers(exchange.marked, wrapper, exchange.method):
+        if exchange.marked is not None and _covered(exchange.marked, wrapper, exchange.method):
             return None
     except TypeError:  # it cannot be hashed: then it is no handler that a route led to
         pass
@@ -130,7 +135,18 @@ def _missed(verb: str, wrapper: object) -> Callable[..., Any] | None:
     return enforce
 
 
-@functools.lru_cache(maxsize=4096)
+def _covered(decided: object, wrapper: Any, method: str) -> bool:
+    """As `_covers`, remembered by the wrapper itself, so that it goes with its app."""
+    known: dict[tuple[object, str], bool] = wrapper.__dict__.setdefault(_KNOWN, {})
+    try:
+        return known[decided, method]
+    except KeyError:
+        found = _covers(decided, wrapper, method)
+        if len(known) < _MOST_DECIDED:
+            known[decided, method] = found
+        return found
+
+
 def _covers(decided: object, wrapper: object, method: str) -> bool:
     """Whether a decision about the handler `decided` was one about all that `wrapper` asks for."""
     known, ours = marks_of(decided, method), marks_of(wrapper)

@@ -262,6 +262,7 @@ def test_threads_admit_exactly_the_limit(how: Strategy) -> None:
     assert sum(admitted) == 1000
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_fork_while_other_threads_decide_does_not_hang_the_child() -> None:
