@@ -252,8 +252,7 @@ try_lock(Word *word, uint64_t owner)
 /* Who did not get the processor for long has not seen much of the lock: so he looks LOOKS times at
  * least, which takes less than 25 ms where there is a processor; once, if he is in a hurry.
  *
- * Without the GIL. Threads of ours come one at a time (see `WorkersStore`), so a word of our own was
- * left by one that was torn away. */
+ * Without the GIL, so a word of our own may be that of a decision in C that another thread is within. */
 static int
 wait_for(Segment *self, Word *word, double until, int looks)
 {
@@ -261,8 +260,7 @@ wait_for(Segment *self, Word *word, double until, int looks)
     double ask_at = 0.0;
     for (int tried = 0;; tried++) {
         uint64_t owner = atomic_load(word);
-        if ((owner == 0 || owner == self->owner)
-            && atomic_compare_exchange_strong(word, &owner, self->owner))
+        if (owner == 0 && atomic_compare_exchange_strong(word, &owner, self->owner))
             return 1;
         if (tried < YIELDS) {
             sched_yield();
@@ -327,6 +325,10 @@ segment_lock(Segment *self, PyObject *args)
     Py_ssize_t many = words_of(self, sets, words), held = 0;
     if (many < 0)
         return NULL;
+    /* Decisions in Python come one at a time (see `WorkersStore`), and one in C ends before it lets go
+     * of the GIL: so a word of our own was left by one that was torn away. */
+    for (Py_ssize_t i = 0; i < many; i++)
+        free_lock(self, words[i]);
     while (held < many && try_lock(words[held], self->owner))
         held++;
     if (held < many) {

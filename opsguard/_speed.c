@@ -3186,16 +3186,18 @@ middle_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *k
     PyObject *held = self->port->held;
     if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || held == NULL || !Py_IS_TYPE(held, &DoorType))
         return PyObject_Vectorcall(self->served, args, flags, keywords);
+    Door *door = (Door *)Py_NewRef(held); /* `override` may exchange it from here on */
     PyObject *request = args[0], *meta;
-    if (optional(request, names.meta, &meta) <= 0)
-        return PyErr_Occurred() ? NULL : PyObject_Vectorcall(self->served, args, flags, NULL);
-    int usual = PyDict_CheckExact(meta) ? PyDict_Contains(meta, names.input) : 0;
-    int nested = usual > 0 ? PyDict_Contains(meta, self->key) : 0;
+    int usual = optional(request, names.meta, &meta), nested = 0;
+    if (usual > 0)
+        usual = PyDict_CheckExact(meta) ? PyDict_Contains(meta, names.input) : 0;
+    if (usual > 0)
+        nested = PyDict_Contains(meta, self->key);
     if (usual <= 0 || nested) {
-        Py_DECREF(meta);
+        Py_XDECREF(meta);
+        Py_DECREF(door);
         return usual < 0 || nested < 0 ? NULL : PyObject_Vectorcall(self->served, args, flags, NULL);
     }
-    Door *door = (Door *)Py_NewRef(held); /* `override` may exchange it from here on */
     PyObject *response = NULL;
     Exchange *x = open_request(self, door, request, meta);
     Py_DECREF(meta);
@@ -3438,10 +3440,11 @@ matched(Turn *self, PyObject *environ, PyObject **endpoint, PyObject **view)
     name = text == NULL ? NULL : PyObject_GetAttr(rule, names.rule_endpoint);
     Py_DECREF(rule);
     if (name != NULL && PyUnicode_CheckExact(text)) {
-        *view = PyDict_GetItemWithError(self->views, name);
-        *view = *view == NULL ? Py_None : *view;
-        Py_INCREF(*view);
-        *endpoint = known_template(self->templates, self->template, text);
+        PyObject *found = PyDict_GetItemWithError(self->views, name);
+        if (found != NULL || !PyErr_Occurred()) {
+            *view = Py_NewRef(found == NULL ? Py_None : found);
+            *endpoint = known_template(self->templates, self->template, text);
+        }
     }
     Py_XDECREF(text);
     Py_XDECREF(name);

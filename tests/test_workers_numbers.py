@@ -742,3 +742,43 @@ def test_the_last_values_of_the_dead_are_in_the_retired_file(tmp_path: Path, cre
     first.metrics.tidy()
     records = list(read_records((tmp_path / "retired").read_bytes()))
     assert [record.cells for record in records if record.kind == SERIES] == [(3.0,)]
+
+
+@NEEDS_FORK
+@FORKS
+def test_a_child_forked_for_something_else_is_no_death(crew: Crew) -> None:
+    """A gauge that it has from its parent is nothing that it counted."""
+    first = crew()
+    first.metrics.gauge("g", "", mode="live").set(7)
+    first.count(1, "a")
+
+    def helper() -> None:
+        first.metrics.gauge("g", "", mode="live").set(7)
+
+    os.waitpid(forked(helper, kill=True), 0)
+    first.page()
+    assert first.deaths == []
+
+
+def test_what_cannot_be_read_for_a_moment_is_not_lost(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file descriptor is left while somebody folds: the retired counts stay."""
+    from opsguard.metrics import retired as module
+
+    first, second, third = crew(), crew(), crew()
+    first.count(0, "a")
+    second.count(100, "a")
+    second.die()
+    assert first.jobs() == 100.0
+    third.count(1, "a")
+    third.die()
+    real = module.read_retired
+
+    def full(directory: Path, known: object) -> object:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(module, "read_retired", full)
+    first.metrics.tidy()
+    monkeypatch.setattr(module, "read_retired", real)
+    assert first.jobs() == 101.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from opsguard.clock import Clock, wall
 from opsguard.metrics.merge import Merge, Merged
 from opsguard.metrics.retired import RETIRED, Death, fold, generation, read_retired
-from opsguard.metrics.sources import Index, Source, is_held, open_regular, read_whole
+from opsguard.metrics.sources import Index, Source, Unreadable, is_held, open_regular, read_whole
 from opsguard.metrics.store import WORKER, Store
 
 __all__ = ["Gathering"]
@@ -126,9 +126,11 @@ class Gathering:
     def _read_retired(self, directory: Path) -> Source | None:
         try:
             self._retired = read_retired(directory, self._retired)
-        except OSError as error:
+        except Unreadable as error:
             self._complain(RETIRED, error)
             self._retired = None
+        except OSError as error:  # no file descriptor is left, say: what was read last still holds
+            self._complain(RETIRED, error)
         return self._retired
 
     def _read_all(self, mine: Path, contained: frozenset[str]) -> tuple[list[Source], bool]:

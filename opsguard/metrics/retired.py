@@ -15,6 +15,7 @@ Names of files that are gone are left out of the next retired file. Gauges end w
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import struct
@@ -118,6 +119,8 @@ def _fold(
     try:
         retired = read_retired(directory, None)
     except OSError as error:
+        if not isinstance(error, Unreadable) and error.errno != errno.ELOOP:
+            raise  # it is there, and can be read another time: what it holds must not go
         complain(RETIRED, error)
         retired = None
     contained = frozenset() if retired is None else retired.index.names
@@ -138,9 +141,14 @@ def _fold(
 
 
 def _has_counted(source: Source) -> bool:
-    """Not so the file of a process that was forked for something else, and never served."""
+    """Not so the file of a process that was forked for something else, and never served; gauges it
+    may have from its parent.
+    """
     cells = source.cells()
-    return any(any(cells[at : at + kind.width]) for kind, _, at in source.index.series)
+    counted = [series for series in source.index.series if series.definition.kind != "gauge"]
+    return any(any(cells[at : at + kind.width]) for kind, _, at in counted) or any(
+        source.index.in_flight(source.data)
+    )
 
 
 def _dead(

@@ -30,6 +30,7 @@ import secrets
 import struct
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -68,6 +69,7 @@ _LIMIT = 64 << 20  # addresses, not memory: pages are reserved as they are neede
 _STEP = 64 << 10
 _NO_FILE = "metrics file (numbers are kept in private memory)"
 _OPEN_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+_LOOKERS = 100  # milliseconds
 _WORD = struct.Struct("=I")
 
 
@@ -367,20 +369,22 @@ class Store(Shelf):
         if self._map is None:
             return
         records = bytearray(self._map[HEADER_SIZE : self._used])
-        for start, size in _spans(records):
+        self._families = 0  # another thread may have been about to count one
+        for start, size, kind in _spans(records):
             records[start : start + size] = bytes(size)
+            self._families += kind == FAMILY
         self._let_go()  # else we would keep the parent's lock when it dies
         complaint = self._open(bytes(records))
         if complaint is not None:
             self._complain(_NO_FILE, complaint)
 
 
-def _spans(records: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """(start, size) of the cells of each record of our own, in bytes."""
+def _spans(records: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """(start, size, kind) of the cells of each record of our own, in bytes."""
     at = 0
     while at < len(records):
-        size, key_size, count, _ = RECORD.unpack_from(records, at)
-        yield at + RECORD.size + key_size, 8 * count
+        size, key_size, count, kind = RECORD.unpack_from(records, at)
+        yield at + RECORD.size + key_size, 8 * count, kind
         at += size
 
 
@@ -418,9 +422,17 @@ def _fill(file: int, start: int, size: int) -> None:
 
 
 def _hold(file: int) -> None:
+    """Nobody else wants this lock, but who looks whether it is held has it for a moment."""
     import fcntl
 
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for _ in range(_LOOKERS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.001)
+        else:
+            return
+    raise BlockingIOError("somebody else holds the lock of a new metrics file")
 
 
 def _weakly(store: Store, method: Callable[[Store], None]) -> Callable[[], None]:
