@@ -94,17 +94,25 @@ def test_black_holed_in_the_middle_and_back(
 ) -> None:
     store = RedisStore(server.url, timeout=LIMIT)
     ask = driver(store)
-    with contextlib.suppress(StoreDown):  # the first one connects, which may take its time
-        ask()
-    ask()
+    answered(ask)  # the first one connects, which may take its time
     server.freeze()
     for _ in range(3):
         down(ask)
     server.thaw()
-    time.sleep(0.1)
 
     # It has counted what it was asked while frozen, and answers this one with its own number.
-    assert ask().allowed
+    assert answered(ask).allowed
+
+
+def answered(ask: Ask) -> Verdict:
+    """What it says once it says something: a busy machine may need more than the time limit."""
+    deadline = time.monotonic() + 5.0
+    while True:
+        try:
+            return ask()
+        except StoreDown:
+            if time.monotonic() > deadline:
+                raise
 
 
 def test_killed_and_restarted(server: RedisServer, driver: Callable[[RedisStore], Ask]) -> None:
