@@ -277,7 +277,8 @@ def test_a_long_run_with_recycling_is_exact_and_flat(tmp_path: Path) -> None:
         while expected < SOAK:
             assert ask_many(found, "/plain", 5000) == {200: 5000}
             expected += 5000
-            assert len(files(tmp_path)) <= 4 * WORKERS + 8
+            found.samples()  # whoever answers folds what the dead left
+            assert len(files(tmp_path)) <= 2 * WORKERS + 8
         assert until(lambda: counted(found.samples(), "/plain") == expected)
         began = time.perf_counter()
         found.samples()
