@@ -304,10 +304,17 @@ class OpsGuard:
         self._levels.apply(levels)
 
     def _directory(self) -> Path:
+        return self._meeting().directory(wall())
+
+    def _meeting(self) -> Place:
         if self._place is None:  # kept: all its files are in one folder, in each worker the same
             settings = self.settings
             self._place = Place(settings.metrics.directory, settings.service)
-        return self._place.directory(wall())
+        return self._place
+
+    def _tidy(self) -> None:
+        """As a worker begins: fold what those before it left. Makes no folder. Never raises."""
+        self.metrics.tidy(self._meeting().found())
 
 
 class Runtime:
@@ -347,7 +354,7 @@ class Runtime:
         if ops.settings.metrics.enabled and ops.settings.metrics.adopt:
             adopt(ops.metrics, self.failures.report)
         self.set_up_logging()
-        ops.metrics.tidy()
+        ops._tidy()
         _after_forks(self)  # after the sink's own hook: what is found is logged
 
     def port(self, protocol: Protocol[T]) -> Port[T]:
@@ -488,7 +495,7 @@ class Runtime:
         self.set_up_logging()
         self.sink.settle_in()
         self.ops.metrics.leave(False)
-        self.ops.metrics.tidy()
+        self.ops._tidy()
 
     def set_up_logging(self) -> None:
         """Route the root and the servers' loggers to our output. Repeated at lifespan start, as
@@ -542,7 +549,7 @@ def _after_forks(runtime: Runtime) -> None:
     def in_child() -> None:
         alive = reference()
         if alive is not None:
-            alive.ops.metrics.tidy()
+            alive.ops._tidy()
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=in_child)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import sysconfig
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import coverage
 import hypothesis
 import pytest
 
@@ -28,6 +30,37 @@ collect_ignore = ["typing"]
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("full", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def _lock_of_coverage() -> threading.Lock | None:
+    current = coverage.Coverage.current()
+    return getattr(getattr(current, "_collector", None), "data_lock", None)
+
+
+class _CoverageOverForks:
+    """A child that was forked while another thread noted a file in coverage's data would wait for
+    that thread's lock for ever. So a fork takes the lock, and both sides let it go.
+    """
+
+    def __init__(self) -> None:
+        self._held: threading.Lock | None = None
+        # The first to register is the last to run before, and the first after: so nothing that is
+        # measured runs while the lock is held.
+        os.register_at_fork(
+            before=self._take, after_in_parent=self._let_go, after_in_child=self._let_go
+        )
+
+    def _take(self) -> None:
+        self._held = _lock_of_coverage()
+        if self._held is not None:
+            self._held.acquire()
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.release()
+
+
+_CoverageOverForks()
 
 
 def pytest_sessionstart() -> None:

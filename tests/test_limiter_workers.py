@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,32 @@ def test_making_a_store_opens_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
     store.close()
+
+
+def test_the_first_decision_waits_for_others_who_are_joining(made: Made, tmp_path: Path) -> None:
+    """Whoever gave up after a moment would admit by himself while the others share a limit."""
+    file = os.open(tmp_path / FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    one = made(clock=elapsed)
+    with ThreadPoolExecutor(2) as threads:
+        with memory._beginning(file):
+            waiting = [threads.submit(one.take, [charge()]) for _ in range(2)]
+            time.sleep(0.3)
+            assert not any(verdict.done() for verdict in waiting)
+        assert [verdict.result().stood_in for verdict in waiting] == [False, False]
+    assert not one.reports
+
+
+def test_who_waited_in_vain_to_join_waits_no_second_time(made: Made, tmp_path: Path) -> None:
+    file = os.open(tmp_path / FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    one = made(clock=elapsed)
+    with memory._beginning(file):
+        assert one.take([charge()]).stood_in
+        time.sleep(0.15)  # until it is tried again
+        began = elapsed()
+        assert one.take([charge()]).stood_in
+        assert elapsed() - began < 0.5
+    time.sleep(0.15)
+    assert not one.take([charge()]).stood_in
 
 
 def test_requests_to_two_workers_are_limited_as_one(made: Made) -> None:

@@ -221,6 +221,36 @@ def test_the_newest_exemplar_of_any_worker_is_shown(crew: Crew) -> None:
         assert worker.samples(form=True)
 
 
+def test_the_exemplars_of_the_dead_are_kept_until_there_are_newer(
+    tmp_path: Path, crew: Crew
+) -> None:
+    first = crew()
+    first.count(1, "a")
+    for name in ("one", "two"):
+        dead = crew()
+        times = dead.metrics.histogram("seconds", "", ("q",), (1, 2))
+        times.labels("x").observe(1.5, {"trace_id": f"{name} é"})
+        times.labels(name).observe(9.0, {"trace_id": name})
+        dead.die()
+        time.sleep(0.002)
+        first.metrics.tidy()
+    assert len(files(tmp_path)) == 1
+
+    def shown() -> list[str]:
+        return sorted([line for line in first.page(form=True).splitlines() if " # {" in line])
+
+    assert [line.partition(" # ")[0] for line in shown()] == [
+        'seconds_bucket{q="one",le="+Inf"} 1',
+        'seconds_bucket{q="two",le="+Inf"} 1',
+        'seconds_bucket{q="x",le="2.0"} 2',
+    ]
+    assert 'trace_id="two é"' in shown()[-1]
+    times = first.metrics.histogram("seconds", "", ("q",), (1, 2))
+    times.labels("x").observe(1.5, {"trace_id": "mine"})
+    assert 'trace_id="mine"' in shown()[-1]
+    assert first.samples(form=True)
+
+
 def test_a_torn_exemplar_is_not_shown(crew: Crew) -> None:
     first, second = crew(), crew()
     first.count(1, "a")
@@ -352,6 +382,17 @@ def test_a_worker_that_starts_folds_what_it_finds(tmp_path: Path, crew: Crew) ->
     starting.metrics.tidy()
     assert len(files(tmp_path)) == 1
     assert [death.pid for death in starting.deaths] == [os.getpid()]
+    assert starting.jobs() == 3.0
+
+
+def test_a_worker_that_has_counted_nothing_yet_folds_too(tmp_path: Path, crew: Crew) -> None:
+    """So files do not pile up where nobody asks for the page."""
+    dead, starting = crew(), crew()
+    dead.count(2, "a")
+    dead.die()
+    starting.metrics.tidy(tmp_path)
+    assert files(tmp_path) == []
+    starting.count(1, "a")
     assert starting.jobs() == 3.0
 
 

@@ -51,6 +51,17 @@ def test_the_folder_is_below_base_user_and_service_and_names_the_run(
     assert meeting.directory(NOW) == folder
 
 
+def test_a_folder_is_found_where_it_is_and_ours(tmp_path: Path) -> None:
+    meeting = Place(str(tmp_path), "checkout")
+    assert meeting.found() is None
+    assert not list(tmp_path.iterdir())
+    folder = meeting.directory(NOW)
+    assert meeting.found() == folder
+    folder.rmdir()
+    folder.touch()
+    assert meeting.found() is None
+
+
 def test_several_of_one_service_in_a_process_have_folders_of_their_own(
     tmp_path: Path, run: str
 ) -> None:

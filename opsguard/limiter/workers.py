@@ -40,6 +40,7 @@ FILE: Final = "limits"
 
 _LOOK_EVERY: Final = 1.0  # seconds, between two looks at the file
 _RETRY: Final = 0.1  # seconds until a table that could not be had is tried again
+_JOINING: Final = 1.0  # seconds that others who are joining are waited for, the first time
 
 
 class WorkersStore:
@@ -52,7 +53,9 @@ class WorkersStore:
     machine's. `native` is the module `opsguard._shared`, or None: the table is in the file then.
 
     A decision waits for other threads and for other workers `patience` seconds at most, whatever
-    they do. A forked child takes a seat of its own; slots in flight stay the parent's.
+    they do. Only to join the table it waits longer, up to a second and once: workers that start
+    together on a busy machine queue for that, and who gave up would admit by himself meanwhile.
+    A forked child takes a seat of its own; slots in flight stay the parent's.
     """
 
     blocking = False
@@ -84,6 +87,7 @@ class WorkersStore:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
+        self._to_join = _JOINING
         self._table: Table | None = None
         self._path: Path | None = None
         self._look_at = float("-inf")
@@ -147,7 +151,8 @@ class WorkersStore:
         return verdict.allowed, None, verdict.remaining, verdict.reset, verdict.retry_after
 
     def _do(self, what: Callable[[Table], Any]) -> Any:
-        if not self._lock.acquire(timeout=self._patience):
+        patience = self._patience if self._table is not None else self._to_join
+        if not self._lock.acquire(timeout=patience):
             raise StoreDown("another thread of this worker waits for the table")
         try:
             return what(self._present())
@@ -169,18 +174,22 @@ class WorkersStore:
                 return self._table
             self._leave()
             self._report("limiter.workers", StoreDown("the table of limits was replaced"))
-        self._down_until = now + _RETRY
         self._table = Table(self._joined(), self._clock, self._on_full, self._patience)
-        self._down_until = float("-inf")
         self._open_gates(self._table)
         return self._table
 
     def _joined(self) -> Memory:
-        folder = self._folder()
-        if folder is None:
-            raise StoreDown("there is no folder for what the workers share")
-        self._path = folder / FILE
-        return join(self._path, self._max_keys, self._native, self._patience)
+        try:
+            folder = self._folder()
+            if folder is None:
+                raise StoreDown("there is no folder for what the workers share")
+            self._path = folder / FILE
+            memory = join(self._path, self._max_keys, self._native, self._to_join)
+        except BaseException:
+            self._to_join, self._down_until = self._patience, self._clock() + _RETRY
+            raise
+        self._to_join, self._down_until = _JOINING, float("-inf")
+        return memory
 
     def _leave(self) -> None:
         table, self._table = self._table, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from prometheus_client.core import Metric
@@ -195,9 +196,12 @@ class Metrics:
         for family in list(self._families.values()):
             family.limit = limit
 
-    def tidy(self) -> None:
-        """Add up what dead workers left, and say what they were serving. Never raises or waits."""
-        self._gathering.tidy()
+    def tidy(self, directory: Path | None = None) -> None:
+        """Add up what dead workers left, and say what they were serving. Never raises or waits.
+
+        `directory` is where, for who has counted nothing yet and so has no file there.
+        """
+        self._gathering.tidy(directory)
 
     def leave(self, leaving: bool = True) -> None:
         """The process says that it ends, or that it goes on after all; see `Store.leave`."""

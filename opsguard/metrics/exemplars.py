@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -20,7 +20,7 @@ from opsguard.metrics.text import Exemplar, clean
 if TYPE_CHECKING:
     from opsguard.metrics.store import Store
 
-__all__ = ["LONGEST", "ExemplarTable", "read_exemplars"]
+__all__ = ["LONGEST", "ExemplarTable", "pack_exemplars", "read_exemplars"]
 
 PLACES, WIDTH = 128, 96
 LONGEST = 128
@@ -42,15 +42,13 @@ class ExemplarTable:
 
     def keep(self, cell: int, exemplar: Exemplar) -> None:
         """Write it for others to read. Raises StoreFull; takes the store's lock."""
-        labels = json.dumps(dict(exemplar.labels), ensure_ascii=False).encode()
-        if len(labels) > _ROOM:
+        place = _pack(cell, exemplar)
+        if place is None:
             return  # few of them do not fit; the worker that kept it still shows it
-        body = _HEAD.pack(cell, exemplar.value, exemplar.when, len(labels)) + labels
         with self._store.lock:
             if not self._at:
                 self._at = self._store.table(EXEMPLARS, PLACES * WIDTH)
-            start = 8 * (self._at + WIDTH * self._place(cell))
-            self._store.write(start, _SUM.pack(crc32(body)) + body)
+            self._store.write(8 * (self._at + WIDTH * self._place(cell)), place)
 
     def _place(self, cell: int) -> int:
         """The place of this cell's exemplar, moved to the end of the line; the oldest is taken."""
@@ -61,6 +59,21 @@ class ExemplarTable:
                 found = self._places.pop(next(iter(self._places)))
         self._places[cell] = found
         return found
+
+
+def pack_exemplars(kept: Iterable[tuple[int, Exemplar]]) -> bytes:
+    """A table of the newest of these, each with its cell: for who writes a file as a whole."""
+    newest = sorted(kept, key=lambda one: one[1].when)[-PLACES:]
+    places = [_pack(cell, exemplar) for cell, exemplar in newest]
+    return b"".join([place.ljust(8 * WIDTH, b"\0") for place in places if place is not None])
+
+
+def _pack(cell: int, exemplar: Exemplar) -> bytes | None:
+    labels = json.dumps(dict(exemplar.labels), ensure_ascii=False).encode()
+    if len(labels) > _ROOM:
+        return None
+    body = _HEAD.pack(cell, exemplar.value, exemplar.when, len(labels)) + labels
+    return _SUM.pack(crc32(body)) + body
 
 
 def read_exemplars(data: bytes, first: int, count: int) -> Iterator[tuple[int, Exemplar]]:

@@ -88,13 +88,17 @@ class Gathering:
             self._several = self._several or len(self._living) > 1
             return self._add(sources) if len(sources) > 1 else None
 
-    def tidy(self) -> None:
-        """Fold what the dead left. Never raises, never waits."""
+    def tidy(self, directory: Path | None = None) -> None:
+        """Fold what the dead left in our directory, or if we have none yet, in this one. Never
+        raises, never waits.
+        """
         path = self._store.path
-        if path is None:
+        if path is not None:
+            directory = path.parent
+        if directory is None:
             return
         try:
-            deaths = fold(path.parent, limit=self.limit, now=self._clock(), complain=self._complain)
+            deaths = fold(directory, limit=self.limit, now=self._clock(), complain=self._complain)
         except OSError as error:
             self._complain(RETIRED, error)
             return

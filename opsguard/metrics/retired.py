@@ -10,7 +10,8 @@ counts twice:
   it;
 - before the dead worker's file is removed, the retired file names it; the next fold removes it.
 
-Names of files that are gone are left out of the next retired file. Gauges end with their process.
+Names of files that are gone are left out of the next retired file. The newest exemplars of the dead
+are kept, gauges end with their process.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opsguard.metrics.definitions import Definition
+from opsguard.metrics.exemplars import pack_exemplars
 from opsguard.metrics.layout import (
     CLOSED,
+    EXEMPLARS,
     FAMILY,
     HEADER_SIZE,
     NAMES,
@@ -38,6 +41,7 @@ from opsguard.metrics.layout import (
 from opsguard.metrics.merge import OVERFLOW
 from opsguard.metrics.sources import Source, Unreadable, is_held, open_regular, read_whole
 from opsguard.metrics.store import NEW, WORKER
+from opsguard.metrics.text import Exemplar
 
 __all__ = ["RETIRED", "Death", "Interrupted", "fold", "generation", "read_retired"]
 
@@ -49,6 +53,7 @@ _LOCK_FLAGS |= getattr(os, "O_CLOEXEC", 0)
 _GRACE = 60.0  # seconds a file may be unfinished
 
 Totals = dict[Definition, dict[tuple[str, ...], list[float]]]
+Exemplars = dict[tuple[Definition, tuple[str, ...], int], Exemplar]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +134,11 @@ def _fold(
     fresh = [source for source in dead if source.name not in contained]
     if fresh:
         totals: Totals = {}
+        exemplars: Exemplars = {}
         for source in (*([] if retired is None else [retired]), *fresh):
             _add(totals, source, limit)
-        _replace(directory, totals, sorted(present))
+            _keep(exemplars, totals, source)
+        _replace(directory, totals, exemplars, sorted(present))
     deaths = []
     for source in dead:
         (directory / source.name).unlink(missing_ok=True)
@@ -203,14 +210,30 @@ def _add(totals: Totals, source: Source, limit: int) -> None:
         sums[:] = [one + other for one, other in zip(sums, cells[at : at + width], strict=True)]
 
 
-def _replace(directory: Path, totals: Totals, names: list[str]) -> None:
-    records = [pack_record(NAMES, names, b"")]
+def _keep(exemplars: Exemplars, totals: Totals, source: Source) -> None:
+    for series, place, exemplar in source.index.exemplars(source.data):
+        if series.values not in totals.get(series.definition, ()):
+            continue  # a gauge's, or one beyond the limit
+        known = exemplars.get((series.definition, series.values, place))
+        if known is None or known.when < exemplar.when:
+            exemplars[series.definition, series.values, place] = exemplar
+
+
+def _replace(directory: Path, totals: Totals, exemplars: Exemplars, names: list[str]) -> None:
+    body = bytearray(pack_record(NAMES, names, b""))
+    first: dict[tuple[Definition, tuple[str, ...]], int] = {}
     for number, (definition, family) in enumerate(totals.items()):
-        records.append(pack_record(FAMILY, definition.record(), b""))
+        body += pack_record(FAMILY, definition.record(), b"")
         form = struct.Struct(f"={definition.width}d")
         for values, sums in family.items():
-            records.append(pack_record(SERIES, [number, *values], form.pack(*sums)))
-    body = b"".join(records)
+            body += pack_record(SERIES, [number, *values], form.pack(*sums))
+            first[definition, values] = (HEADER_SIZE + len(body)) // 8 - definition.width
+    if exemplars:
+        cells = [
+            (first[definition, values] + place, exemplar)
+            for (definition, values, place), exemplar in exemplars.items()
+        ]
+        body += pack_record(EXEMPLARS, None, pack_exemplars(cells))
     header = pack_header(pid=secrets.randbits(64) | 1, used=HEADER_SIZE + len(body))
     draft = directory / f"{_DRAFT}{secrets.token_hex(8)}"
     try:

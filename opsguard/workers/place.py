@@ -38,7 +38,7 @@ class Place:
 
     It gets its number among the places of its service when it is made, and keeps it over forks:
     workers that run the same code give the same one to each. Numbers are not given twice, since
-    when an object dies may differ from worker to worker. Makes nothing before `directory`.
+    when an object dies may differ from worker to worker. Makes nothing but in `directory`.
     """
 
     __slots__ = ("_path", "_root", "_services")
@@ -62,6 +62,15 @@ class Place:
             _check(folder)
         os.utime(services / manager().name)  # who sweeps sees that somebody is about to come in
         sweep(services, now)
+        return directory
+
+    def found(self) -> Path | None:
+        """The folder if somebody has made it, and if it is ours. Makes nothing, never raises."""
+        directory = self._services.joinpath(manager().name, *self._path)
+        try:
+            _check(directory)
+        except OSError:
+            return None
         return directory
 
 
