@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, cast
 
 from opsguard.accelerator import limits
 from opsguard.exchange import Exchange, asettled, settled
+from opsguard.failures import Failures
 from opsguard.http import Pending, Response
 from opsguard.keys import Identity, KeyGuard
 from opsguard.limiter import Decision, GuardedStore, Limiter, tighter
@@ -43,15 +44,15 @@ class Admission:
     """Keys (or None) and limits (or None) of one plan. Immutable but for what it remembers; for all
     threads.
 
-    `report` hears of faults of ours, which never raise here. `count` makes of outcome and tier what
-    counts a checked key; needed with keys.
+    `failures` hears of faults of ours, which never raise here. `count` makes of outcome and tier
+    what counts a checked key; needed with keys.
     """
 
     def __init__(
         self,
         guard: KeyGuard | None,
         limiter: Limiter | None,
-        report: Callable[[str, BaseException | None], None],
+        failures: Failures,
         count: Callable[[str, str], Callable[[], None]] | None,
         *,
         marked: bool = True,
@@ -60,7 +61,7 @@ class Admission:
         self.limiter = limiter
         self.marked = marked
         """Handlers may be marked; else the route has less to ask."""
-        self._report = report
+        self._failures = failures
         self._count = count
         self._counts: dict[tuple[str, str], Callable[[], None]] = {}
         self._blocking = limiter is not None and limiter.store.blocking
@@ -124,7 +125,7 @@ class Admission:
         try:
             return self._charged(exchange, self.limiter.edge(exchange, spared=True))
         except Exception as fault:
-            self._report("limiter", fault)
+            self._failures.report("limiter", fault)
             return None
 
     def enforce(self, exchange: Exchange, handler: object) -> Response | None:
@@ -353,9 +354,12 @@ class Admission:
             else:
                 refused = guard.route(ask, marks_of(exchange.marked, exchange.method))
         except Exception as again:
-            self._report("keys", again)
+            self._failures.report_keys("keys", again)
             return cast("KeyGuard", guard).broken(ask)
-        self._report("limiter" if refused is None else "keys", fault)
+        if refused is None:
+            self._failures.report("limiter", fault)
+        else:
+            self._failures.report_keys("keys", fault)
         return refused
 
     def _marks_of(self, handler: object, method: str) -> Marks:

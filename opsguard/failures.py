@@ -44,6 +44,10 @@ class Failures:
         except Exception:  # the last resort: there is nobody left to tell
             return
 
+    def report_keys(self, site: str, error: BaseException | None = None) -> None:
+        """As `report`, of a fault for which nobody may pass."""
+        self.report(site, error, then="who needs a key was answered 503")
+
     def dropped(self, sink: str, count: int = 1) -> None:
         """`count` items for `sink` were lost because it did not keep up."""
         try:

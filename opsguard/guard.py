@@ -182,7 +182,7 @@ class OpsGuard:
         if self._keys is None:
             from opsguard.keys import Keys
 
-            self._keys = Keys(lambda: self.settings, report=self.failures.report)
+            self._keys = Keys(lambda: self.settings, report=self.failures.report_keys)
         return self._keys
 
     @property
@@ -401,7 +401,7 @@ class Runtime:
         return Admission(
             guard,
             limiter,
-            self.failures.report,
+            self.failures,
             None if guard is None else _counting(metrics),
             marked=ops._limited or ops._keyed,
         )
@@ -411,7 +411,7 @@ class Runtime:
             return self.ops.keys
         from opsguard.keys import Keys
 
-        return Keys(lambda: settings, report=self.failures.report)
+        return Keys(lambda: settings, report=self.failures.report_keys)
 
     def _public(self) -> OpenRoutes:
         """The routes marked public, as far as the apps have told: one list for all plans."""
@@ -483,6 +483,7 @@ class Runtime:
         ready = admission is not None and admission.covers(limits=limits, keys=keys)
         if (limits or keys) and not ready:
             self.use(Plan(self, plan.settings, plan.metrics, like=plan))
+            plan.shut()
 
     def use(self, plan: Plan) -> None:
         """Serve by `plan` from the next request on."""

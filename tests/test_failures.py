@@ -46,6 +46,9 @@ def test_every_report_is_counted_and_the_first_of_a_site_is_logged_once_a_minute
         "opsguard: a failed and was skipped",
         "opsguard: b failed and was skipped",
     ]
+    failures.report_keys("c", error)
+    assert log.pop().getMessage() == "opsguard: c failed and who needs a key was answered 503"
+    counted.pop()
     assert log[0].levelno == logging.ERROR
     assert log[0].exc_info is not None
     assert log[0].exc_info[1] is error

@@ -964,6 +964,25 @@ def test_the_stores_of_an_override_are_closed_with_it(protocol: str, tmp_path: P
         assert others() == 0
 
 
+def test_a_mark_after_install_closes_what_the_limits_before_it_had_open(tmp_path: Path) -> None:
+    with running(tmp_path) as server, server.client() as client:
+        limiter = {"store": server.url, "policies": {"*": "9/minute"}, "timeout": 1.0}
+        host = Host("wsgi", declared(tmp_path, limiter=limiter))
+        before = host.get()
+        assert int(client.info("clients")["connected_clients"]) == 2
+
+        @host.ops.limit("1/minute")
+        def handler() -> None:
+            """Decorated late."""
+
+        deadline = time.monotonic() + 5
+        while int(client.info("clients")["connected_clients"]) > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert int(client.info("clients")["connected_clients"]) == 1
+        left = [one.header("X-RateLimit-Remaining") for one in (before, host.get())]
+        assert left == [["8"], ["7"]]
+
+
 @pytest.mark.parametrize(
     ("settings", "there"),
     [
