@@ -41,6 +41,23 @@ static PyTypeObject WindowType, TallyType, DeciderType, DecidedType, EdgeType, R
 
 /* Small tools ---------------------------------------------------------------------------------- */
 
+/* Whether it is an Exchange: of one of the few types that there are, of which two in a row are of the
+ * same nearly always.
+ */
+static inline int
+is_exchange(PyObject *x)
+{
+    static PyTypeObject *last; /* kept */
+    if (Py_TYPE(x) == last)
+        return 1;
+    if (!PyType_IsSubtype(Py_TYPE(x), exchange_type))
+        return 0;
+    Py_INCREF(Py_TYPE(x));
+    Py_XDECREF(last);
+    last = Py_TYPE(x);
+    return 1;
+}
+
 static inline int
 is_set(PyObject *field)
 {
@@ -453,7 +470,7 @@ static PyObject *
 key_for(Decider *self, PyObject *ask)
 {
     PyObject *key = NULL;
-    if (self->by != Py_None && PyObject_TypeCheck(ask, exchange_type)) {
+    if (self->by != Py_None && is_exchange(ask)) {
         if (self->by == Py_True) {
             PyObject *client = FIELD(ask, client);
             key = is_set(client) ? joined(self->start, "", client, 39) : NULL;
@@ -1076,7 +1093,7 @@ static PyObject *
 edge_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
 {
     Edge *self = (Edge *)callable;
-    if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || !PyObject_TypeCheck(args[0], exchange_type))
+    if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || !is_exchange(args[0]))
         return PyObject_Vectorcall(self->whole, args, flags, keywords);
     PyObject *x = args[0];
     double moment = *(double *)((char *)x + at.started); /* a moment ago: this is part of `open` */
@@ -1213,7 +1230,7 @@ static PyObject *
 route_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
 {
     Route *self = (Route *)callable;
-    if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || !PyObject_TypeCheck(args[0], exchange_type))
+    if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || !is_exchange(args[0]))
         return PyObject_Vectorcall(self->whole, args, flags, keywords);
     PyObject *x = args[0];
     if (self->known_pass && is_set(FIELD(x, identity)))
@@ -1265,6 +1282,63 @@ static PyTypeObject RouteType = {
     .tp_dealloc = (destructor)route_dealloc,
     .tp_traverse = (traverseproc)route_traverse,
     .tp_clear = (inquiry)route_clear,
+};
+
+/* Shortcut: through the wrapper of a marked handler ---------------------------------------------- */
+
+static PyObject *current;           /* the context variable of the exchange */
+static vectorcallfunc whole_wrapper; /* that of functions written in Python */
+
+/* As `enforcing._wrapper` has them: the wrapper calls what it wraps, after a look whether its route's
+ * hook has decided. This looks, and calls it at once, so that nothing stands between; if it has not,
+ * the wrapper is called.
+ */
+static PyObject *
+shortcut(PyObject *wrapper, PyObject *const *args, size_t flags, PyObject *keywords)
+{
+    PyObject *x, *function = PyCell_Get(PyTuple_GET_ITEM(PyFunction_GET_CLOSURE(wrapper), 0));
+    if (function == NULL || PyContextVar_Get(current, NULL, &x) < 0) {
+        Py_XDECREF(function);
+        return NULL;
+    }
+    int decided = x != NULL && is_exchange(x) && FIELD(x, marked) == wrapper;
+    PyObject *result = decided ? PyObject_Vectorcall(function, args, flags, keywords)
+                               : whole_wrapper(wrapper, args, flags, keywords);
+    Py_XDECREF(x);
+    Py_DECREF(function);
+    return result;
+}
+
+/* shorten(wrapper, current): calls of the wrapper take the shortcut. What it wraps is in the first cell
+ * of its closure.
+ */
+static PyObject *
+limits_shorten(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *wrapper, *variable, *closure;
+    if (!PyArg_ParseTuple(args, "O!O!", &PyFunction_Type, &wrapper, &PyContextVar_Type, &variable))
+        return NULL;
+    closure = PyFunction_GET_CLOSURE(wrapper);
+    if (closure == NULL || PyTuple_GET_SIZE(closure) < 1) {
+        PyErr_SetString(PyExc_ValueError, "a wrapper has what it wraps in its closure");
+        return NULL;
+    }
+    put(&current, variable);
+    vectorcallfunc usual = ((PyFunctionObject *)wrapper)->vectorcall;
+    if (usual == shortcut)
+        Py_RETURN_NONE;
+    whole_wrapper = usual;
+#if PY_VERSION_HEX >= 0x030C0000
+    PyFunction_SetVectorcall((PyFunctionObject *)wrapper, shortcut);
+#else
+    ((PyFunctionObject *)wrapper)->vectorcall = shortcut; /* as that does, since 3.12 */
+#endif
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef limits_functions[] = {
+    {"shorten", limits_shorten, METH_VARARGS, "Let calls of a marked handler's wrapper take the shortcut."},
+    {NULL},
 };
 
 /* Module --------------------------------------------------------------------------------------- */
@@ -1345,6 +1419,7 @@ static struct PyModuleDef limits_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "opsguard._limits",
     .m_doc = "The usual limit and the usual key in C; see `opsguard.accelerator`.",
+    .m_methods = limits_functions,
     .m_slots = limits_slots,
 };
 

@@ -1645,6 +1645,26 @@ wanted_name(Door *door, PyObject *header)
     return NULL;
 }
 
+/* The value of a header as text, new reference: nearly all are ASCII. */
+static PyObject *
+as_text(const char *value, Py_ssize_t length)
+{
+    uint64_t high = 0, word;
+    Py_ssize_t i = 0;
+    for (; i + 8 <= length; i += 8) {
+        memcpy(&word, value + i, 8);
+        high |= word;
+    }
+    for (; i < length; i++)
+        high |= (unsigned char)value[i];
+    if (length < 2 || high & 0x8080808080808080u)
+        return PyUnicode_DecodeLatin1(value, length, NULL);
+    PyObject *text = PyUnicode_New(length, 127);
+    if (text != NULL)
+        memcpy(PyUnicode_1BYTE_DATA(text), value, length);
+    return text;
+}
+
 /* The header of a pair goes into *found if it is wanted: 1. 0: it takes a closer look; or -1. */
 static int
 collected(Door *door, PyObject *pair, Wanted *found)
@@ -1665,7 +1685,7 @@ collected(Door *door, PyObject *pair, Wanted *found)
                                         : 0;
     if (twice || !PyBytes_CheckExact(value))
         return twice < 0 ? -1 : 0;
-    PyObject *text = PyUnicode_DecodeLatin1(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), NULL);
+    PyObject *text = as_text(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
     if (place != NULL) {
         *place = text;
         return text == NULL ? -1 : 1;

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
 
+from opsguard import OpsGuard
+from opsguard.accelerator import limits
 from opsguard.context import current
 from opsguard.enforcing import enforcing
 from opsguard.exceptions import DeclarationError, OpsGuardError, Refused
@@ -253,6 +257,37 @@ def test_a_call_after_the_route_s_hook_goes_through(during: Callable[..., None])
     during(plan, closed=True)  # background work
     assert plain(1) == "x1"
     assert plan.asked == []
+
+
+@pytest.mark.skipif(limits is None, reason="opsguard._limits was not built")
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_after_the_route_s_hook_nothing_stands_between(kind: str, tmp_path: Path) -> None:
+    """In C a decided call goes by the wrapper; one that was not decided goes through it."""
+    flask = pytest.importorskip("flask")
+    opsguard_flask = pytest.importorskip("opsguard_flask")
+    ops, app, callers = OpsGuard(metrics={"directory": str(tmp_path)}), flask.Flask("s"), []
+
+    def handler(name: str, *, twice: bool = False) -> str:
+        callers.append(sys._getframe(1).f_code.co_name)
+        return name * (1 + twice)
+
+    async def ahandler(name: str, *, twice: bool = False) -> str:
+        callers.append(sys._getframe(1).f_code.co_name)
+        return name * (1 + twice)
+
+    view = ops.limit("2/minute")(handler if kind == "plain" else ahandler)
+    app.get("/a/<name>")(view)
+    app.get("/hidden/<name>")(lambda name: app.ensure_sync(view)(name, twice=True))
+    opsguard_flask.install(app, ops)
+    client = app.test_client()
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        asyncio.run(view(nobody=1)) if kind == "async" else view(nobody=1)
+    assert [client.get(f"/a/{n}").text for n in "xy"] == ["x", "y"]
+    assert not {"call", "acall"} & set(callers)
+    assert client.get("/a/z").status_code == 429
+    hidden = [client.get("/hidden/z") for _ in range(3)]
+    assert [answer.status_code for answer in hidden] == [200, 200, 429]
+    assert hidden[0].text == "zz"
 
 
 def test_a_call_by_a_handler_that_is_not_limited_so_is_decided_here(
