@@ -57,6 +57,11 @@ class _Process:
         self.lock = threading.Lock()
         self.connection: sqlite3.Connection | None = None
 
+    def __del__(self) -> None:
+        # As the connection's own end would, but that warns of it since Python 3.13.
+        if self.connection is not None:
+            self.connection.close()
+
 
 class SqliteStore:
     """Keys in the file `path` (":memory:" for this process alone). Opens nothing by itself.
