@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import opsguard.settings as module
+import opsguard.settings.model as module
 from opsguard.exceptions import SettingsError
 from opsguard.settings import (
     Ids,
