@@ -37,7 +37,7 @@ static PyObject *nothing; /* () */
 
 #define FIELD(x, name) (*(PyObject **)((char *)(x) + at.name))
 
-static PyTypeObject WindowType, TallyType, DeciderType, DecidedType, EdgeType, RouteType;
+static PyTypeObject WindowType, LeaseType, TallyType, DeciderType, DecidedType, EdgeType, RouteType;
 
 /* Small tools ---------------------------------------------------------------------------------- */
 
@@ -165,6 +165,34 @@ static PyTypeObject WindowType = {
     .tp_traverse = (traverseproc)window_traverse,
     .tp_clear = (inquiry)window_clear,
     .tp_members = window_members,
+};
+
+/* Lease: base of what `limiter.leases` knows of a bucket ------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    long long tokens, size, remaining;
+    double until, reset_at;
+    char due;
+} Lease;
+
+static PyMemberDef lease_members[] = {
+    {"tokens", T_LONGLONG, offsetof(Lease, tokens), 0, NULL},
+    {"size", T_LONGLONG, offsetof(Lease, size), 0, NULL},
+    {"remaining", T_LONGLONG, offsetof(Lease, remaining), 0, NULL},
+    {"until", T_DOUBLE, offsetof(Lease, until), 0, NULL},
+    {"reset_at", T_DOUBLE, offsetof(Lease, reset_at), 0, NULL},
+    {"due", T_BOOL, offsetof(Lease, due), 0, NULL},
+    {NULL},
+};
+
+static PyTypeObject LeaseType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._limits.Lease",
+    .tp_doc = "Base of a lease: its tokens, and how long they are good.",
+    .tp_basicsize = sizeof(Lease),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = PyType_GenericNew,
+    .tp_members = lease_members,
 };
 
 /* Tally: adds one to a counter's cell ------------------------------------------------------------- */
@@ -295,7 +323,7 @@ counted(PyObject *count)
 /* The strategies, as limiter.algorithms ----------------------------------------------------------- */
 
 enum { FIXED, SLIDING, GCRA };
-enum { COUNT_BITS = 30 };
+enum { COUNT_BITS = 30, LOW = 8 /* as in limiter.leases */ };
 static const long long COUNT = (1LL << COUNT_BITS) - 1;
 static const double REQUESTS = 1e-6, SECONDS = 1e-9;
 
@@ -413,6 +441,7 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
     Window *table; /* None: only `take` has the buckets, and says None where it leaves a decision to others */
+    PyObject *leases; /* of a store without a table: what it holds of buckets, by key, or None */
     PyObject *locked, *take, *clock, *wall; /* the clocks may be None: those of `clock` */
     PyObject *start, *by, *whose;           /* of a bucket's key; `by` is an attribute, True or None */
     PyObject *rule, *allowed, *refused;
@@ -427,7 +456,7 @@ typedef struct {
 } Decider;
 
 #define DECIDER_OBJECTS(X) \
-    X(table) X(locked) X(take) X(clock) X(wall) X(start) X(by) X(whose) X(rule) X(allowed) X(refused) \
+    X(table) X(leases) X(locked) X(take) X(clock) X(wall) X(start) X(by) X(whose) X(rule) X(allowed) X(refused) \
     X(titles) X(limit) X(policies) X(both) X(spell) X(spelled) X(limit_pair) X(policy_pair) X(reset_pair)
 HOLDS(Decider, decider, DECIDER_OBJECTS)
 
@@ -495,18 +524,45 @@ key_for(Decider *self, PyObject *ask)
     return key;
 }
 
+/* Whether nobody is in the middle of a decision in Python: 1, 0 or -1. */
+static int
+is_free(Decider *self)
+{
+    PyObject *held = PyObject_CallNoArgs(self->locked);
+    Py_XDECREF(held); /* a bool */
+    return held == NULL ? -1 : held == Py_False;
+}
+
+/* As LeaseStore.at_hand: 1, if there are tokens for it. 0: that is to be looked at there; or -1. */
+static int
+leased_here(Decider *self, PyObject *key, double moment, Outcome *found)
+{
+    int unlocked = is_free(self);
+    PyObject *known = unlocked > 0 ? PyDict_GetItemWithError(self->leases, key) : NULL;
+    if (known == NULL)
+        return unlocked < 0 || PyErr_Occurred() ? -1 : 0;
+    if (!PyObject_TypeCheck(known, &LeaseType))
+        return 0;
+    Lease *lease = (Lease *)known;
+    long long tokens = lease->tokens - self->rate.cost;
+    if (!(lease->until > moment) || tokens < 0 || (lease->due && tokens * LOW <= lease->size))
+        return 0;
+    lease->tokens = tokens;
+    *found = (Outcome){1, lease->remaining + tokens, fmax(lease->reset_at - moment, 0.0), 0.0};
+    return 1;
+}
+
 /* Charge the bucket if it is there, and nobody is in the middle of a decision: 1. 0: not; or -1. */
 static int
 charged_here(Decider *self, PyObject *key, double moment, Outcome *found)
 {
+    if (self->leases != Py_None)
+        return leased_here(self, key, moment, found);
     if ((PyObject *)self->table == Py_None)
         return 0;
-    PyObject *held = PyObject_CallNoArgs(self->locked);
-    if (held == NULL)
-        return -1;
-    Py_DECREF(held); /* a bool */
-    if (held != Py_False)
-        return 0;
+    int unlocked = is_free(self);
+    if (unlocked <= 0)
+        return unlocked;
     double passed = moment - self->table->start;
     PyObject *live = self->table->live;
     if (!(passed >= 0.0 && passed < self->span) || live == NULL || !PyDict_CheckExact(live))
@@ -600,15 +656,16 @@ decider_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *
 static PyObject *
 decider_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"table", "locked", "take", "clock", "wall", "start", "by", "whose", "rule",
+    static char *keys[] = {"table", "leases", "locked", "take", "clock", "wall", "start", "by", "whose", "rule",
                            "allowed", "refused", "titles", "texts", "strategy", "amount", "most", "period",
                            "span", "cost", NULL};
-    PyObject *table, *locked, *take, *clock, *wall, *start, *by, *whose, *rule, *allowed, *refused;
+    PyObject *table, *leases, *locked, *take, *clock, *wall, *start, *by, *whose, *rule, *allowed, *refused;
     PyObject *titles, *limit, *policies, *both;
     const char *strategy;
     long long amount, most, cost;
     double period, span;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOUOOOOOO!(UUU)sLLddL", keys, &table, &locked, &take, &clock, &wall, &start, &by, &whose, &rule, &allowed,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOOOOOUOOOOOO!(UUU)sLLddL", keys, &table, &leases,
+                                     &locked, &take, &clock, &wall, &start, &by, &whose, &rule, &allowed,
                                      &refused, &PyTuple_Type, &titles, &limit, &policies, &both, &strategy,
                                      &amount, &most, &period, &span, &cost))
         return NULL;
@@ -618,6 +675,10 @@ decider_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         how++;
     if (table != Py_None && !PyObject_TypeCheck(table, &WindowType)) {
         PyErr_SetString(PyExc_TypeError, "a table is a Window or None");
+        return NULL;
+    }
+    if (leases != Py_None && !PyDict_CheckExact(leases)) {
+        PyErr_SetString(PyExc_TypeError, "leases are a dictionary or None");
         return NULL;
     }
     if (how > GCRA || !is_ascii(start) || !is_ascii(limit) || !is_ascii(policies) || !is_ascii(both)
@@ -1397,7 +1458,7 @@ limits_exec(PyObject *module)
     if (nothing == NULL && set_up() < 0)
         return -1;
     static const struct { const char *name; PyTypeObject *type; } types[] = {
-        {"Window", &WindowType},   {"Tally", &TallyType}, {"Decider", &DeciderType},
+        {"Window", &WindowType},   {"Lease", &LeaseType}, {"Tally", &TallyType}, {"Decider", &DeciderType},
         {"Decided", &DecidedType}, {"Edge", &EdgeType},   {"Route", &RouteType},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)

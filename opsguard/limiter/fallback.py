@@ -102,6 +102,25 @@ class FallbackStore:
             self._probe_in_task()
         return self._stand_in.take(charges, on_error)
 
+    def take_with(
+        self, charge: Charge, more: int, on_error: OnStoreError = "local"
+    ) -> tuple[Verdict, int]:
+        """As `take` of one charge, with `more` tokens of its bucket if there are as many. How many
+        came besides is told: none of what `local` decides.
+        """
+        permit = self._breaker.ask()
+        if permit is Permit.ASK:
+            for besides in (more, 0):
+                order = charge._replace(cost=charge.cost + besides)
+                verdict = self._ask((order,), _THEN[on_error])
+                if verdict is None:
+                    break
+                if verdict.allowed or not besides:
+                    return verdict, besides
+        if permit is Permit.PROBE:
+            self._probe_in_thread()
+        return self._stand_in.take((charge,), on_error), 0
+
     def reserve(self, charges: Sequence[Charge]) -> Verdict | None:
         """Decide by the remote store or not at all: None if it is down. Not for requests."""
         return self._ask(charges) if self._breaker.ask() is not Permit.WAIT else None

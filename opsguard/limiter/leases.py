@@ -1,7 +1,8 @@
 """Leases: a worker takes tokens from the store ahead of time and decides by itself while they last.
 
 Exactness is traded for speed: most requests do no I/O at all. The tokens are taken in the
-background, never by a request.
+background; a request brings some along only when it has to ask the store anyway, as the background
+may come too late where threads wait for the GIL.
 
 What it costs, for K workers with leases of N: in any interval they admit at most what the strategy
 admits in it, plus the tokens that they held when it began, K·N. For the fixed window it is nothing:
@@ -20,8 +21,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from opsguard.accelerator import limits
 from opsguard.clock import Clock
 from opsguard.limiter.algorithms import Outcome
 from opsguard.limiter.stores import Charge, OnStoreError, Strategy, Verdict
@@ -32,6 +34,8 @@ _FIRST: Final = 4
 """Tokens of a bucket's first lease."""
 _WARM: Final = 2
 """Exact decisions about a bucket before it is leased: most clients come once."""
+_LOW: Final = 8
+"""A lease is renewed when this part of it is left."""
 _IDLE: Final = 5.0
 """Seconds without work after which the thread ends."""
 
@@ -47,6 +51,9 @@ class Reserving(Protocol):
     async def atake(
         self, charges: Sequence[Charge], on_error: OnStoreError = "local"
     ) -> Verdict: ...
+    def take_with(
+        self, charge: Charge, more: int, on_error: OnStoreError = "local"
+    ) -> tuple[Verdict, int]: ...
     def reserve(self, charges: Sequence[Charge]) -> Verdict | None: ...
     async def areserve(self, charges: Sequence[Charge]) -> Verdict | None: ...
     def give_back(self, charges: Sequence[Charge]) -> None: ...
@@ -55,10 +62,32 @@ class Reserving(Protocol):
     async def aclose(self) -> None: ...
 
 
-class _Lease:
-    """The tokens of one bucket, and what is known of the bucket itself."""
+if TYPE_CHECKING or limits is None:
 
-    __slots__ = ("decided", "due", "remaining", "reset_at", "size", "tokens", "until")
+    class _Tokens:
+        """Where the tokens are; the accelerator has a type like this."""
+
+        __slots__ = ("due", "remaining", "reset_at", "size", "tokens", "until")
+
+        due: bool
+        remaining: int
+        reset_at: float
+        size: int
+        tokens: int
+        until: float
+
+else:
+    _Tokens = limits.Lease
+
+
+class _Lease(_Tokens):
+    """The tokens of one bucket, and what is known of the bucket itself.
+
+    In C a request takes a token without the store's lock, if nobody holds it: see `_limits.c`. So
+    whoever changes more than one field holds it.
+    """
+
+    __slots__ = ("asked", "decided")
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -69,6 +98,8 @@ class _Lease:
         """Exact decisions so far, as long as they matter."""
         self.due = True
         """Whether more tokens may be asked for: not while somebody does."""
+        self.asked = False
+        """Somebody is asking for more at this moment."""
         self.remaining = 0
         self.reset_at = 0.0
 
@@ -100,13 +131,14 @@ class LeaseStore:
         self._store = store
         self._lease = lease
         self._low = workers * lease
-        self._clock = clock
+        self.clock = clock
         self._keys = keys
         self._worker = _Worker()
         self._background = background or self._submit
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leases: dict[str, _Lease] = {}
-        self._lock = threading.Lock()
+        self.leases: dict[str, _Lease] = {}
+        """By the bucket's key; for the accelerator, as `lock`."""
+        self.lock = threading.Lock()
         if hasattr(os, "register_at_fork"):
             _watch_forks(self)
 
@@ -114,13 +146,13 @@ class LeaseStore:
         """Take from the tokens of one bucket. CPU only, also in an event loop. None, and nothing is
         taken: there are too few, or it is time to renew them, which is for `take` and its twin.
         """
-        now = self._clock()
-        with self._lock:
-            lease = self._leases.get(key)
+        now = self.clock()
+        with self.lock:
+            lease = self.leases.get(key)
             if lease is None or lease.until <= now:
                 return None
             tokens = lease.tokens - cost
-            if tokens < 0 or (lease.due and tokens * 4 <= lease.size):
+            if tokens < 0 or (lease.due and tokens * _LOW <= lease.size):
                 return None
             lease.tokens = tokens
             return True, None, lease.remaining + tokens, max(lease.reset_at - now, 0.0), 0.0
@@ -128,6 +160,8 @@ class LeaseStore:
     def take(self, charges: Sequence[Charge], on_error: OnStoreError = "local") -> Verdict:
         """Decide: by tokens, without I/O, if there are enough, else exactly."""
         verdict, wanting = self._spend(charges)
+        if verdict is None:
+            verdict = self._take_with_more(charges, on_error)
         if verdict is None:
             verdict = self._store.take(charges, on_error)
             wanting = self._learn(charges, verdict)
@@ -166,11 +200,11 @@ class LeaseStore:
 
     def _spend(self, charges: Sequence[Charge]) -> tuple[Verdict | None, Sequence[Charge]]:
         """The verdict, if tokens suffice for all charges, and whose tokens are running low."""
-        now = self._clock()
+        now = self.clock()
         tightest, left, reset_at = 0, -1, 0.0
         wanting: tuple[Charge, ...] = ()
-        leases = self._leases
-        with self._lock:
+        leases = self.leases
+        with self.lock:
             for index, charge in enumerate(charges):
                 lease = leases.get(charge.key)
                 if lease is None or lease.tokens < charge.cost or lease.until <= now:
@@ -183,11 +217,33 @@ class LeaseStore:
                     tightest, left, reset_at = index, remaining, lease.reset_at
             for charge in charges:
                 lease = leases[charge.key]
-                if lease.due and lease.tokens * 4 <= lease.size:
+                if lease.due and lease.tokens * _LOW <= lease.size:
                     lease.due = False
                     wanting = (*wanting, charge)
         reset = reset_at - now
         return Verdict(True, left, reset if reset > 0.0 else 0.0, 0.0, tightest), wanting
+
+    def _take_with_more(self, charges: Sequence[Charge], on_error: OnStoreError) -> Verdict | None:
+        """Decide about a bucket whose lease is used up, and renew it by the same call; None for any
+        other.
+        """
+        charge = charges[0]
+        with self.lock:
+            lease = self.leases.get(charge.key)
+            if len(charges) > 1 or lease is None or lease.until <= self.clock():
+                return None
+            if lease.remaining < self._low + self._lease or lease.decided < _WARM:
+                return None
+        order, asked_at = self._order(charge), self.clock()
+        if not order:
+            return None
+        came: Verdict | None = None
+        try:
+            verdict, more = self._store.take_with(charge, order[0].cost, on_error)
+            came = verdict if more else None
+        finally:
+            self._renewed(charge, order, came, asked_at)
+        return verdict._replace(remaining=verdict.remaining + more)
 
     def _learn(self, charges: Sequence[Charge], verdict: Verdict) -> Sequence[Charge]:
         """Which buckets to lease, after an exact decision about them."""
@@ -195,15 +251,15 @@ class LeaseStore:
         if not verdict.allowed or verdict.remaining < self._low or self._store.down:
             return ()
         wanting = []
-        with self._lock:
+        with self.lock:
             for charge in charges:
                 if charge.strategy == "concurrency":
                     continue
-                lease = self._leases.get(charge.key)
+                lease = self.leases.get(charge.key)
                 if lease is None:
-                    if len(self._leases) >= self._keys:
-                        del self._leases[next(iter(self._leases))]
-                    lease = self._leases[charge.key] = _Lease()
+                    if len(self.leases) >= self._keys:
+                        del self.leases[next(iter(self.leases))]
+                    lease = self.leases[charge.key] = _Lease()
                 lease.decided += 1
                 if lease.due and lease.decided >= _WARM:
                     lease.due = False
@@ -212,11 +268,11 @@ class LeaseStore:
 
     def _keep(self, charges: Sequence[Charge]) -> list[Charge]:
         """Add to the tokens what fits there; the rest is the store's."""
-        now = self._clock()
+        now = self.clock()
         rest = []
-        with self._lock:
+        with self.lock:
             for charge in charges:
-                lease = self._leases.get(charge.key)
+                lease = self.leases.get(charge.key)
                 if (
                     lease is not None
                     and lease.until > now
@@ -233,35 +289,42 @@ class LeaseStore:
     # Renewing -------------------------------------------------------------------------------------
 
     def _renew(self, charge: Charge) -> None:
-        order, asked_at = self._order(charge), self._clock()
-        verdict = self._store.reserve(order) if order else None
-        self._renewed(charge, order, verdict, asked_at)
+        order, asked_at = self._order(charge), self.clock()
+        if order:
+            self._renewed(charge, order, self._store.reserve(order), asked_at)
 
     async def _arenew(self, charge: Charge) -> None:
-        order, asked_at = self._order(charge), self._clock()
+        order, asked_at = self._order(charge), self.clock()
+        if not order:
+            return
         verdict = None
         try:
-            verdict = await self._store.areserve(order) if order else None
+            verdict = await self._store.areserve(order)
         finally:  # a task may be cancelled, with its loop; another may try then
             self._renewed(charge, order, verdict, asked_at)
 
     def _order(self, charge: Charge) -> tuple[Charge, ...]:
-        """What to take so that the lease is whole."""
-        now = self._clock()
-        with self._lock:
-            lease = self._leases.get(charge.key)
-            if lease is None:
+        """What to take so that the lease is whole; nothing if somebody else has seen to it. Who
+        gets an order is the one who asks, until it is `_renewed`.
+        """
+        now = self.clock()
+        with self.lock:
+            lease = self.leases.get(charge.key)
+            if lease is None or lease.asked:
                 return ()
             if lease.until <= now:
                 # Expired: with more than half unused it was too much.
                 if lease.tokens * 2 > lease.size:
                     lease.size = max(1, lease.size // 2)
                 lease.tokens = 0
-            elif lease.until:
+            elif lease.tokens * _LOW > lease.size and lease.tokens >= charge.cost:
+                lease.due = True
+                return ()
+            else:
                 lease.size = min(self._lease, lease.size * 2)
             lease.size = min(self._lease, lease.size)
-            missing = lease.size - lease.tokens
-        return (charge._replace(cost=missing),) if missing > 0 else ()
+            lease.asked = True
+            return (charge._replace(cost=lease.size - lease.tokens),)
 
     def _renewed(
         self,
@@ -270,8 +333,8 @@ class LeaseStore:
         verdict: Verdict | None,
         asked_at: float,
     ) -> None:
-        with self._lock:
-            lease = self._leases.get(charge.key)
+        with self.lock:
+            lease = self.leases.get(charge.key)
             if lease is None:
                 return  # dropped meanwhile: the tokens are lost, which errs on the strict side
             if verdict is None or not verdict.allowed or verdict.remaining < self._low:
@@ -284,11 +347,13 @@ class LeaseStore:
                 lease.until = until
                 lease.remaining = verdict.remaining
                 lease.reset_at = asked_at + verdict.reset
-            lease.due = True
+            lease.due, lease.asked = True, False
 
     def _after_fork(self) -> None:
-        self._leases = {}
-        self._lock = threading.Lock()
+        # Both stay the same objects: the accelerator has them.
+        self.leases.clear()
+        if self.lock.locked():  # by a thread that the child does not have
+            self.lock.release()
         self._worker = _Worker()
 
 

@@ -8,7 +8,7 @@ verdicts, and that is driven with and without `await`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from sys import maxsize
@@ -221,7 +221,9 @@ class Stage:
         if at_once and isinstance(store, LocalStore):
             table = store.table(rule.policy.rates[0], rule.strategy)
             clock = None if store.clock is elapsed else store.clock
-            return self._in_c(rule, cost, table.take, table, store.lock.locked, clock)
+            return self._in_c(
+                rule, cost, table.take, table=table, locked=store.lock.locked, clock=clock
+            )
         take = store.gate(rule.policy.rates[0], rule.strategy, rule.on_error)
         say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
         refuse, refused_one = partial(self._refusal, place=0), rule.refused
@@ -256,7 +258,9 @@ class Stage:
         if callable(rule.key) or rule.strategy == "concurrency":
             return None
         if limits is not None:
-            return self._in_c(rule, cost, at_hand)
+            store: Any = self._store
+            locked, leases = store.lock.locked, store.leases if store.clock is elapsed else None
+            return self._in_c(rule, cost, at_hand, leases=leases, locked=locked)
         say, start, whose, allowed_one = self._says[0], rule.prefixes[0], rule.whose, rule.allowed
 
         def decide(ask: Ask) -> Decision | None:
@@ -276,12 +280,15 @@ class Stage:
         rule: Rule,
         cost: int,
         take: Callable[[str, int], Outcome | None],
+        *,
         table: Table | None = None,
+        leases: Mapping[str, object] | None = None,
         locked: Callable[[], bool] | None = None,
         clock: Clock | None = None,
     ) -> Callable[[Ask], Any]:
         """What `_quick` and `_leased` give, by the accelerator: what it decides of requests that
-        are let pass has the attributes of a Decision. Without a `table` it asks `take` for all.
+        are let pass has the attributes of a Decision. Without a `table` or `leases` it asks `take`
+        for all.
         """
         rate, say, refused_one = rule.policy.rates[0], self._says[0], rule.refused
 
@@ -291,6 +298,7 @@ class Stage:
 
         decide: Callable[[Ask], Any] = limits.Decider(
             table=table,
+            leases=leases,
             locked=locked,
             take=take,
             clock=clock,
