@@ -46,7 +46,8 @@ def free_port() -> int:
 class RedisServer:
     """One server process, which a test may freeze, kill and start again on the same port."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, binary: str | None = None) -> None:
+        self._binary = binary or executable()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
@@ -54,7 +55,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str) -> None:
-        command = [executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--dir", str(self._directory), *self._options, *options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.wait()
@@ -99,8 +100,9 @@ class RedisServer:
 
 
 @contextmanager
-def running(directory: Path, *options: str) -> Iterator[RedisServer]:
-    server = RedisServer(directory, *options)
+def running(directory: Path, *options: str, binary: str | None = None) -> Iterator[RedisServer]:
+    """`binary` is another server of the same protocol."""
+    server = RedisServer(directory, *options, binary=binary)
     try:
         server.start()
         yield server

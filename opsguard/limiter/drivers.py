@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+import limits
+
 __all__ = ["Address", "driver_of", "read_uri"]
 
 _LINGER: Final = 1.0
@@ -50,6 +52,12 @@ def _memcached_timeouts(seconds: float) -> Options:
     return {"timeout": seconds, "connect_timeout": seconds}
 
 
+def _amemcached_timeouts(seconds: float) -> Options:
+    if int(limits.__version__.partition(".")[0]) < 5:
+        return {}  # those of another driver, emcache
+    return {"read_timeout": seconds, "connect_timeout": seconds}
+
+
 def _mongodb_timeouts(seconds: float) -> Options:
     names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
     return dict.fromkeys(names, max(1, round(seconds * 1000)))
@@ -64,7 +72,7 @@ _DRIVERS: Final = {
         "redis", "redis", _socket_timeouts, _socket_timeouts, {"implementation": "redispy"}
     ),
     "valkey": Driver("valkey", "valkey", _socket_timeouts, _socket_timeouts, {}),
-    "memcached": Driver("pymemcache", "memcachio", _memcached_timeouts, _no_options, {}),
+    "memcached": Driver("pymemcache", "memcachio", _memcached_timeouts, _amemcached_timeouts, {}),
     "mongodb": Driver("pymongo", "motor", _mongodb_timeouts, _mongodb_timeouts, {}),
 }
 _UNKNOWN: Final = Driver("limits", "limits", _no_options, _no_options, {})
@@ -130,6 +138,8 @@ def read_uri(uri: str) -> Address:
     secure = base in ("rediss", "valkeys") and kind != ""
     family = base.removesuffix("s") if secure else base
     driver = driver_of(family)
+    if scheme == "mongodb" and driver.installed(asynchronous=False):
+        _check_mongodb(uri)
     if family not in ("redis", "valkey"):
         return Address(scheme, uri, driver)
     known = "+".join(filter(None, (family, kind)))
@@ -141,9 +151,19 @@ def read_uri(uri: str) -> Address:
         raise ValueError(
             f"{scheme}:// needs the service after the hosts: {scheme}://host:26379/name"
         )
+    for room in (kind, f"asyncio.{kind}"):
+        import_module(f"{family}.{room}")  # some 0.1 s, which the first request has not
     query, watch = _query(scheme, family, parts.query, secure=secure)
     plain = parts._replace(scheme=known, query="").geturl()
     return Address(scheme, plain, driver, family, kind, query, watch)
+
+
+def _check_mongodb(uri: str) -> None:
+    """Not of `mongodb+srv://`, whose hosts and options are somewhere else."""
+    try:
+        import_module("pymongo.uri_parser").parse_uri(uri)
+    except Exception as error:
+        raise ValueError(f"the mongodb:// URL cannot be used: {error}") from None
 
 
 def _check_hosts(scheme: str, parts: SplitResult) -> None:

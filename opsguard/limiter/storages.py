@@ -299,17 +299,23 @@ def _clients(limiters: dict[Strategy, Any]) -> list[Any]:
     if not limiters:
         return []
     storage = limiters["fixed"].storage
-    places = (storage, getattr(storage, "bridge", None))
-    clients = [getattr(place, "storage", None) for place in places]
+    clients = [_client(place) for place in (storage, getattr(storage, "bridge", None)) if place]
     return [client for client in clients if client is not None]
+
+
+def _client(place: Any) -> Any:
+    made = vars(place).get("_storage", place)
+    # Where it is None, to ask for `storage` would make one, and connect.
+    return getattr(place, "storage", None) if made is place else made
 
 
 async def _aclose(limiters: dict[Strategy, Any]) -> None:
     for client in _clients(limiters):
-        close = getattr(client, "aclose", None) or getattr(client, "close", None)
+        # Of its class: to a client of MongoDB any other name is a database.
+        close = getattr(type(client), "aclose", None) or getattr(type(client), "close", None)
         if close is not None:
             with suppress(Exception):
-                closing = close()
+                closing = close(client)
                 if isinstance(closing, Awaitable):
                     await closing
 
