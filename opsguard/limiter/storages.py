@@ -295,11 +295,14 @@ def _limiters(storage: Any, strategies: Any) -> dict[Strategy, Any]:
 
 
 def _clients(limiters: dict[Strategy, Any]) -> list[Any]:
-    """The driver's client of a storage, where it keeps it in one of the usual places."""
+    """The driver's clients of a storage, where it keeps them in one of the usual places."""
     if not limiters:
         return []
     storage = limiters["fixed"].storage
-    clients = [_client(place) for place in (storage, getattr(storage, "bridge", None)) if place]
+    places = [place for place in (storage, getattr(storage, "bridge", None)) if place]
+    clients = [_client(place) for place in places]
+    for place in places:
+        clients += getattr(getattr(place, "sentinel", None), "sentinels", ())
     return [client for client in clients if client is not None]
 
 
