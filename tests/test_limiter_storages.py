@@ -166,6 +166,8 @@ def test_an_app_needs_the_driver_of_its_kind(monkeypatch: pytest.MonkeyPatch) ->
     store.check_driver(asynchronous=False)
     with pytest.raises(ValueError, match="memcachio"):
         store.check_driver(asynchronous=True)
+    with pytest.raises(StoreDown, match="needs the package memcachio in this app"):
+        asyncio.run(store.atake([charge()]))
 
 
 @pytest.mark.parametrize(

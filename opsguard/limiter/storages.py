@@ -127,7 +127,7 @@ class LimitsStore:
         return f"<LimitsStore at {self._address.scheme}://>"
 
     def check_driver(self, *, asynchronous: bool) -> None:
-        """For the start: is the driver there that an app of this kind will use?
+        """Is the driver there that an app of this kind uses? The start only asks for one of both.
 
         :raises ValueError: if not, naming the package.
         """
@@ -243,12 +243,14 @@ class LimitsStore:
     def _open(self) -> dict[Strategy, Any]:
         with self._opening:  # threads that come at the same time share one client
             if self._limiters is None:
+                self.check_driver(asynchronous=False)
                 options = self._address.options(self._timeout / 2)
                 storage = limits.storage.storage_from_string(self._address.uri, **options)
                 self._limiters = _limiters(storage, limits.strategies.STRATEGIES)
             return self._limiters
 
     def _aopen(self) -> dict[Strategy, Any]:
+        self.check_driver(asynchronous=True)
         options = self._address.aoptions()
         storage = limits.storage.storage_from_string(f"async+{self._address.uri}", **options)
         return _limiters(storage, limits.aio.strategies.STRATEGIES)
