@@ -46,7 +46,15 @@ def free_port() -> int:
 class RedisServer:
     """One server process, which a test may freeze, kill and start again on the same port."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        binary: str | None = None,
+        sentinel: Path | None = None,
+    ) -> None:
+        self._binary = binary or executable()
+        self._sentinel = sentinel
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
@@ -54,7 +62,11 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str) -> None:
-        command = [executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1"]
+        if self._sentinel is None:
+            command += ["--save", ""]
+        else:
+            command[1:1] = [str(self._sentinel), "--sentinel"]
         command += ["--dir", str(self._directory), *self._options, *options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self.wait()
@@ -67,7 +79,7 @@ class RedisServer:
                 with self.client() as client:
                     client.ping()
                 return
-            except (redis.ResponseError, redis.BusyLoadingError):
+            except (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError):
                 return
             except redis.RedisError:
                 if time.monotonic() > deadline:
@@ -99,8 +111,11 @@ class RedisServer:
 
 
 @contextmanager
-def running(directory: Path, *options: str) -> Iterator[RedisServer]:
-    server = RedisServer(directory, *options)
+def running(
+    directory: Path, *options: str, binary: str | None = None, sentinel: Path | None = None
+) -> Iterator[RedisServer]:
+    """`binary` is another server of the same protocol; `sentinel` the settings of a Sentinel."""
+    server = RedisServer(directory, *options, binary=binary, sentinel=sentinel)
     try:
         server.start()
         yield server

@@ -14,10 +14,11 @@ import pytest
 
 from opsguard.clock import elapsed
 from opsguard.limiter.breaker import Breaker
+from opsguard.limiter.connections import Deadline, TimedSocket
 from opsguard.limiter.fallback import FallbackStore
 from opsguard.limiter.local import LocalStore
 from opsguard.limiter.rates import Rate
-from opsguard.limiter.redis import RedisStore, _Deadline, _TimedSocket
+from opsguard.limiter.redis import RedisStore
 from opsguard.limiter.stores import Charge, StoreDown, Verdict
 from tests.redis_server import RedisServer, free_port, running
 
@@ -297,10 +298,10 @@ def test_a_reply_that_comes_byte_by_byte(proxy: Proxy, driver: Callable[[RedisSt
 
 def test_a_deadline_covers_all_calls_of_a_socket() -> None:
     clock = [10.0]
-    deadline = _Deadline(lambda: clock[0])
+    deadline = Deadline(lambda: clock[0])
     near, far = socket.socketpair()
     with near, far:
-        timed = _TimedSocket(near, deadline)
+        timed = TimedSocket(near, deadline)
         deadline.until = 11.0
         far.sendall(b"abc")
         assert timed.recv(1) == b"a"

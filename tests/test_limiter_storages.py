@@ -13,6 +13,7 @@ import limits.aio.storage
 import limits.storage
 import pytest
 
+from opsguard.limiter import drivers
 from opsguard.limiter import storages as module
 from opsguard.limiter.rates import Rate
 from opsguard.limiter.redis import RedisStore
@@ -151,6 +152,7 @@ def test_a_driver_that_is_missing_is_an_error_at_start(
     monkeypatch: pytest.MonkeyPatch, uri: str, package: str
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(drivers, "find_spec", lambda name: None)
 
     with pytest.raises(ValueError, match=package):
         remote_store(uri, timeout=0.025)
@@ -158,12 +160,14 @@ def test_a_driver_that_is_missing_is_an_error_at_start(
 
 def test_an_app_needs_the_driver_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"pymemcache": object()}
-    monkeypatch.setattr(module, "find_spec", found.get)
+    monkeypatch.setattr(drivers, "find_spec", found.get)
     store = LimitsStore("memcached://localhost:11211")
 
     store.check_driver(asynchronous=False)
     with pytest.raises(ValueError, match="memcachio"):
         store.check_driver(asynchronous=True)
+    with pytest.raises(StoreDown, match="needs the package memcachio in this app"):
+        asyncio.run(store.atake([charge()]))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +179,7 @@ def test_an_app_needs_the_driver_of_its_kind(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_each_driver_is_told_the_time_limit(family: str, names: set[str]) -> None:
-    options = module._DRIVERS[family].limit(0.0125)
+    options = drivers.driver_of(family).limit(0.0125)
 
     assert set(options) == names
     assert set(options.values()) in ({0.0125}, {12})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from opsguard.clock import Clock
 from opsguard.limiter.local import LocalStore
-from opsguard.limiter.stores import GuardedStore, Store
+from opsguard.limiter.stores import GuardedStore, RemoteStore, Store
 
 if TYPE_CHECKING:
     from opsguard.limiter.fallback import StoreReport
@@ -52,11 +52,10 @@ def open_store(
     from opsguard.limiter.breaker import Breaker
     from opsguard.limiter.fallback import FallbackStore
     from opsguard.limiter.leases import LeaseStore
-    from opsguard.limiter.storages import remote_store
 
     # What a failure itself costs, an exception and a closed connection, is part of the time.
     wait = max(options.timeout - _FAILURE, options.timeout / 2)
-    remote = remote_store(url, timeout=wait)
+    remote = _remote(options, url, wait)
     guarded = FallbackStore(remote, local, breaker=Breaker(clock=clock), report=report)
     if options.lease == 1:
         return guarded
@@ -105,10 +104,18 @@ def check_store(options: Options) -> None:
     """
     if options.store == "workers" and not can_share():
         raise ValueError(_NEEDS_LINUX)
+    if options.store != "auto" and (url := _url(options)):
+        _remote(options, url, options.timeout).close()
+
+
+def _remote(options: Options, url: str, timeout: float) -> RemoteStore:
     from opsguard.limiter.storages import remote_store
 
-    if options.store != "auto" and (url := _url(options)):
-        remote_store(url, timeout=options.timeout).close()
+    try:
+        return remote_store(url, timeout=timeout)
+    except ValueError as error:
+        setting = "redis_url" if options.store == "auto" else "store"
+        raise ValueError(f"{setting}: {error}") from None
 
 
 def _url(options: Options) -> str:

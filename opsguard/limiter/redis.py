@@ -9,8 +9,8 @@ again. Whoever gives up (a timeout, a cancelled task, a broken reply) closes its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import socket
 import threading
 import weakref
 from collections import deque
@@ -18,12 +18,17 @@ from collections.abc import Generator, Sequence
 from itertools import count
 from typing import Any, Final, TypeVar
 
-from redis.asyncio.connection import Connection as AsyncConnection
-from redis.asyncio.connection import parse_url as parse_async_url
-from redis.connection import Connection, parse_url
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    ClusterCrossSlotError,
+    MovedError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
 
 from opsguard.clock import Clock, elapsed
+from opsguard.limiter.connections import Server
 from opsguard.limiter.loops import PerLoop
 from opsguard.limiter.script import DIGEST, LONGEST, TAKE
 from opsguard.limiter.stores import Charge, StoreDown, Strategy, Verdict
@@ -52,7 +57,10 @@ class RedisStore:
     The script reads several keys, so all must be on one server. For a single shard of a Redis
     Cluster give a prefix with a hash tag, such as `{opsguard}:`, and the address of that shard.
 
-    :raises ValueError: for a URL that cannot be read.
+    The files that the options of a `rediss://` URL name are read here, and again when they change.
+
+    :raises ValueError: for a URL that cannot be read, an option that there is not, or certificates
+        that cannot be used.
     """
 
     blocking = True
@@ -67,14 +75,7 @@ class RedisStore:
         connections: int = 16,
         clock: Clock = elapsed,
     ) -> None:
-        # Ours come last: a time limit in the URL would not be a limit.
-        ours: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        self._options: dict[str, Any] = {"protocol": 2, **_parse(url), **ours}
-        # One timer around the whole decision does for the asynchronous side.
-        ours = dict.fromkeys(ours)
-        self._async_options: dict[str, Any] = {"protocol": 2, **parse_async_url(url), **ours}
-        self._connect = _timed(self._options.pop("connection_class", Connection))
-        self._aconnect = self._async_options.pop("connection_class", AsyncConnection)
+        self._server = Server(url, timeout=timeout, clock=clock)
         self._timeout = timeout
         self._prefixes = {strategy: f"{prefix}{_LETTERS[strategy]}:" for strategy in _LETTERS}
         self._connections = connections
@@ -86,8 +87,7 @@ class RedisStore:
             _watch_forks(self)
 
     def __repr__(self) -> str:
-        place = self._options.get("path") or self._options.get("host", "localhost")
-        return f"<RedisStore at {place}>"
+        return f"<RedisStore at {self._server.place}>"
 
     def take(self, charges: Sequence[Charge]) -> Verdict:
         """Decide. Blocks for one round trip, at most `timeout`.
@@ -197,7 +197,7 @@ class RedisStore:
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._connect(_Deadline(self._clock), **self._options)
+            return self._server.connection()
         try:
             unasked = connection.can_read()
         except RedisError:
@@ -224,7 +224,7 @@ class RedisStore:
     async def _converse(self, flow: Generator[Command, Any, T]) -> T:
         lane = await self._lanes.get()
         async with lane.room:
-            connection = lane.idle.pop() if lane.idle else self._aconnect(**self._async_options)
+            connection = lane.idle.pop() if lane.idle else self._server.aconnection()
             try:
                 if connection.is_connected and await _unasked(connection):
                     await connection.disconnect(nowait=True)
@@ -261,8 +261,10 @@ class _Lane:
         self.idle: list[Any] = []
 
     async def close(self) -> None:
+        """Waits for the end of what TLS has to say, for as long as connecting may take."""
         while self.idle:
-            await self.idle.pop().disconnect(nowait=True)
+            with contextlib.suppress(Exception):
+                await self.idle.pop().disconnect()
 
 
 class _Slots:
@@ -299,63 +301,6 @@ class _Slots:
             return slot
 
 
-class _Deadline:
-    """The moment at which the present user of a connection gives up."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.until = 0.0
-
-
-class _TimedSocket:
-    """A socket whose calls together end by a deadline.
-
-    A socket's own timeout starts anew with every call: a server that sends a byte now and then
-    would hold a request for as long as it likes.
-    """
-
-    def __init__(self, inner: socket.socket, deadline: _Deadline) -> None:
-        self._inner = inner
-        self._deadline = deadline
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def recv(self, *arguments: Any) -> bytes:
-        self._arm()
-        return self._inner.recv(*arguments)
-
-    def recv_into(self, *arguments: Any) -> int:
-        self._arm()
-        return self._inner.recv_into(*arguments)
-
-    def sendall(self, *arguments: Any) -> None:
-        self._arm()
-        self._inner.sendall(*arguments)
-
-    def _arm(self) -> None:
-        if self._inner.gettimeout() == 0:  # somebody only looks whether there is something
-            return
-        left = self._deadline.until - self._deadline.clock()
-        if left <= 0:
-            raise TimeoutError("no answer in time")
-        self._inner.settimeout(left)
-
-
-def _timed(connection: Any) -> Any:
-    """That class of connections of the `redis` package, with a deadline for each use."""
-
-    class Timed(connection):  # type: ignore[misc]
-        def __init__(self, deadline: _Deadline, **options: Any) -> None:
-            self.deadline = deadline
-            super().__init__(**options)
-
-        def _connect(self) -> _TimedSocket:
-            return _TimedSocket(super()._connect(), self.deadline)
-
-    return Timed
-
-
 async def _unasked(connection: Any) -> bool:
     """Whether there is something to read though nothing was asked: the server's farewell, mostly.
 
@@ -368,12 +313,12 @@ async def _unasked(connection: Any) -> bool:
         return True
 
 
-def _parse(url: str) -> dict[str, Any]:
-    options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-    return options
-
-
 def _reason(error: BaseException) -> str:
+    if isinstance(error, (MovedError, AskError, ClusterCrossSlotError)):
+        return (
+            f"{type(error).__name__}: {error}: this server is a node of a cluster, where the keys "
+            "of a decision are on several servers: set limiter.store to a redis+cluster:// URL"
+        )
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

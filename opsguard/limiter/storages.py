@@ -4,8 +4,9 @@
 |-------------------------------------------------|-------------|----------------------------|
 | `redis://`, `rediss://`, `unix://`,             | RedisStore  | all, several at once       |
 | `valkey://`, `valkeys://`                       |             |                            |
-| `redis+cluster://`, `redis+sentinel://`, both   | LimitsStore | `fixed`, `sliding`         |
-| of valkey too, `memcached://`, `mongodb://`     |             |                            |
+| `redis+cluster://`, `redis+sentinel://`, with   | LimitsStore | `fixed`, `sliding`         |
+| TLS `rediss+cluster://` and so on, all of       |             |                            |
+| valkey too, `memcached://`, `mongodb://`        |             |                            |
 | a storage of one's own, registered with         | LimitsStore | `fixed`; `sliding` if it   |
 | `limits`                                        |             | has a window for that      |
 """
@@ -18,7 +19,6 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.util import find_spec
 from typing import Any, Final, TypeVar
@@ -29,6 +29,7 @@ import limits.storage
 import limits.strategies
 
 from opsguard.clock import Clock, elapsed, wall
+from opsguard.limiter.drivers import Address, read_uri
 from opsguard.limiter.loops import PerLoop
 from opsguard.limiter.rates import Rate
 from opsguard.limiter.stores import Charge, RemoteStore, StoreDown, Strategy, Verdict
@@ -73,43 +74,6 @@ def remote_store(uri: str, *, timeout: float) -> RemoteStore:
     return RedisStore(f"{_OURS[scheme]}://{rest}", timeout=timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class _Driver:
-    """What is particular to a family of storages."""
-
-    sync: str
-    asynchronous: str
-    limit: Callable[[float], dict[str, Any]]
-    """The options that end a call after so many seconds."""
-    aoptions: dict[str, Any]
-
-
-def _socket_timeouts(seconds: float) -> dict[str, Any]:
-    return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
-
-
-def _memcached_timeouts(seconds: float) -> dict[str, Any]:
-    return {"timeout": seconds, "connect_timeout": seconds}
-
-
-def _mongodb_timeouts(seconds: float) -> dict[str, Any]:
-    names = ("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS")
-    return dict.fromkeys(names, max(1, round(seconds * 1000)))
-
-
-def _no_options(seconds: float) -> dict[str, Any]:
-    return {}
-
-
-_DRIVERS: Final = {
-    "redis": _Driver("redis", "redis", _socket_timeouts, {"implementation": "redispy"}),
-    "valkey": _Driver("valkey", "valkey", _socket_timeouts, {}),
-    "memcached": _Driver("pymemcache", "memcachio", _memcached_timeouts, {}),
-    "mongodb": _Driver("pymongo", "motor", _mongodb_timeouts, {}),
-}
-_UNKNOWN: Final = _Driver("limits", "limits", _no_options, {})
-
-
 class LimitsStore:
     """Quotas in a storage of the `limits` package, counted by its own strategies.
 
@@ -141,14 +105,12 @@ class LimitsStore:
                 f"{scheme}:// is not a store here: leave the store out, or name 'local', for limits"
                 " in this process; for others write the scheme without 'async+'"
             )
-        self.strategies = _strategies(scheme)
-        self._scheme = scheme
-        self._uri = uri
-        self._driver = _DRIVERS.get(scheme.partition("+")[0], _UNKNOWN)
+        self._address = address = read_uri(uri)
+        self.strategies = _strategies(address)
         if not (self._installed(False) or self._installed(True)):
             raise ValueError(
-                f"a {scheme}:// store needs the package {self._driver.sync}, or in async apps "
-                f"{self._driver.asynchronous}"
+                f"a {scheme}:// store needs the package {address.driver.sync}, or in async apps "
+                f"{address.driver.asynchronous}"
             )
         self._timeout = timeout
         self._clock = clock
@@ -162,16 +124,18 @@ class LimitsStore:
             _watch_forks(self)
 
     def __repr__(self) -> str:
-        return f"<LimitsStore at {self._scheme}://>"
+        return f"<LimitsStore at {self._address.scheme}://>"
 
     def check_driver(self, *, asynchronous: bool) -> None:
-        """For the start: is the driver there that an app of this kind will use?
+        """Is the driver there that an app of this kind uses? The start only asks for one of both.
 
         :raises ValueError: if not, naming the package.
         """
         if not self._installed(asynchronous):
-            package = self._driver.asynchronous if asynchronous else self._driver.sync
-            raise ValueError(f"a {self._scheme}:// store needs the package {package} in this app")
+            package = self._address.driver.package(asynchronous=asynchronous)
+            raise ValueError(
+                f"a {self._address.scheme}:// store needs the package {package} in this app"
+            )
 
     def take(self, charges: Sequence[Charge]) -> Verdict:
         """Decide. Blocks for two round trips a charge, one more for each of several.
@@ -274,20 +238,21 @@ class LimitsStore:
             call.exception()  # has been looked at: who asked may be gone
 
     def _installed(self, asynchronous: bool) -> bool:
-        return (
-            find_spec(self._driver.asynchronous if asynchronous else self._driver.sync) is not None
-        )
+        return self._address.driver.installed(asynchronous=asynchronous)
 
     def _open(self) -> dict[Strategy, Any]:
         with self._opening:  # threads that come at the same time share one client
             if self._limiters is None:
-                options = self._driver.limit(self._timeout / 2)
-                storage = limits.storage.storage_from_string(self._uri, **options)
+                self.check_driver(asynchronous=False)
+                options = self._address.options(self._timeout / 2)
+                storage = limits.storage.storage_from_string(self._address.uri, **options)
                 self._limiters = _limiters(storage, limits.strategies.STRATEGIES)
             return self._limiters
 
     def _aopen(self) -> dict[Strategy, Any]:
-        storage = limits.storage.storage_from_string(f"async+{self._uri}", **self._driver.aoptions)
+        self.check_driver(asynchronous=True)
+        options = self._address.aoptions()
+        storage = limits.storage.storage_from_string(f"async+{self._address.uri}", **options)
         return _limiters(storage, limits.aio.strategies.STRATEGIES)
 
     def _after_fork(self) -> None:
@@ -309,11 +274,12 @@ class _Asked:
         self.stats: Step = lambda limiters: limiters[strategy].get_window_stats(item, key)
 
 
-def _strategies(scheme: str) -> frozenset[Strategy]:
+def _strategies(address: Address) -> frozenset[Strategy]:
     """What a storage can do, as its class says it."""
+    scheme = address.uri.partition("://")[0]
     storage = limits.storage.SCHEMES.get(scheme)  # type: ignore[attr-defined]
     if storage is None:
-        raise ValueError(f"{scheme}:// is no storage that the limits package knows")
+        raise ValueError(f"{address.scheme}:// is no storage that the limits package knows")
     windows = ("acquire_sliding_window_entry", "acquire_entry")
     if any(hasattr(storage, window) for window in windows):
         return frozenset(("fixed", "sliding"))
@@ -331,21 +297,30 @@ def _limiters(storage: Any, strategies: Any) -> dict[Strategy, Any]:
 
 
 def _clients(limiters: dict[Strategy, Any]) -> list[Any]:
-    """The driver's client of a storage, where it keeps it in one of the usual places."""
+    """The driver's clients of a storage, where it keeps them in one of the usual places."""
     if not limiters:
         return []
     storage = limiters["fixed"].storage
-    places = (storage, getattr(storage, "bridge", None))
-    clients = [getattr(place, "storage", None) for place in places]
+    places = [place for place in (storage, getattr(storage, "bridge", None)) if place]
+    clients = [_client(place) for place in places]
+    for place in places:
+        clients += getattr(getattr(place, "sentinel", None), "sentinels", ())
     return [client for client in clients if client is not None]
+
+
+def _client(place: Any) -> Any:
+    made = vars(place).get("_storage", place)
+    # Where it is None, to ask for `storage` would make one, and connect.
+    return getattr(place, "storage", None) if made is place else made
 
 
 async def _aclose(limiters: dict[Strategy, Any]) -> None:
     for client in _clients(limiters):
-        close = getattr(client, "aclose", None) or getattr(client, "close", None)
+        # Of its class: to a client of MongoDB any other name is a database.
+        close = getattr(type(client), "aclose", None) or getattr(type(client), "close", None)
         if close is not None:
             with suppress(Exception):
-                closing = close()
+                closing = close(client)
                 if isinstance(closing, Awaitable):
                     await closing
 

@@ -314,7 +314,10 @@ def limiter_store(text: str) -> str:
 
 def redis_url(text: str) -> str:
     if text and not text.startswith(_REDIS_SCHEMES):
-        raise ValueError(f"must begin with one of {', '.join(_REDIS_SCHEMES)}")
+        raise ValueError(
+            f"must begin with one of {', '.join(_REDIS_SCHEMES)}; the URL of another store, say "
+            "redis+cluster://, goes into limiter.store"
+        )
     return text
 
 
