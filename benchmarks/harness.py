@@ -30,6 +30,8 @@ from benchmarks.estimates import (
 )
 
 BLOCK_SECONDS = 0.03
+SHORT_BLOCK_SECONDS = 0.01
+"""For what is a fraction of a microsecond, see `inprocess.compare`."""
 
 
 class Arm(Protocol):

@@ -13,7 +13,15 @@ from benchmarks.drivers import direct, protocol
 from benchmarks.drivers.request import HEADERS, Headers
 from benchmarks.estimates import Controls, added_us
 from benchmarks.guarding import KEYED_VARIANTS, LIMITED, VARIANTS
-from benchmarks.harness import Claim, InProcess, Plan, in_teams, requests_per_block, run
+from benchmarks.harness import (
+    BLOCK_SECONDS,
+    Claim,
+    InProcess,
+    Plan,
+    in_teams,
+    requests_per_block,
+    run,
+)
 from benchmarks.program import Record, finished
 
 Driver = Callable[[Served, str, AbstractEventLoop, Headers], Callable[[int], None]]
@@ -51,9 +59,13 @@ def compare(
     *,
     beside: Mapping[str, str] = {},
     headers: Headers = HEADERS,
+    block: float = BLOCK_SECONDS,
 ) -> Record:
     """Measure ``subjects`` (variants of `make_all`) and the controls, each against the variant that
     ``beside`` names for it, else against the bare app. All get the same request.
+
+    ``block`` is for how many seconds the bare app is served at a time. What is a fraction of a
+    microsecond needs many short blocks: within a long one a shared machine drifts by more.
     """
     cores.measure_here()
     rest = (*subjects, controls.twin, controls.planted)
@@ -65,7 +77,7 @@ def compare(
     arms = {name: InProcess(name, counted[name], served[name].drain) for name in names}
     teams = [(arms[beside.get(name, "bare")], arms[name]) for name in rest]
     every = [Claim(f"{name} added µs", added_us(name)) for name in subjects]
-    requests = requests_per_block(arms["bare"])
+    requests = requests_per_block(arms["bare"], block)
     outcome = run(in_teams(teams, requests), [*claims, *every], controls, plan)
     guarded = [name for name in names if name in VARIANTS]
     for name in guarded:

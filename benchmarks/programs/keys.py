@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.drivers.request import KEYED
 from benchmarks.estimates import Controls, added_us, bare_us
-from benchmarks.harness import Claim, Plan
+from benchmarks.harness import SHORT_BLOCK_SECONDS, Claim, Plan
 from benchmarks.inprocess import compare
 from benchmarks.program import Program, Record, Table, figure
 
@@ -32,6 +32,7 @@ def measure(framework: str, plan: Plan) -> Record:
         plan,
         beside=BESIDE,
         headers=KEYED,
+        block=SHORT_BLOCK_SECONDS,
     )
     return record | {"case": framework}
 
@@ -79,5 +80,5 @@ PROGRAM = Program(
     cases=("fastapi", "flask", "asgi", "wsgi"),
     measure=measure,
     tables=tables,
-    plan=Plan(first=32, cap=192),
+    plan=Plan(first=96, cap=768),
 )

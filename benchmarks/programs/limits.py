@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.estimates import Controls, added_ratio, added_us, arm_us, bare_us
-from benchmarks.harness import Claim, Plan
+from benchmarks.harness import SHORT_BLOCK_SECONDS, Claim, Plan
 from benchmarks.inprocess import compare
 from benchmarks.program import Program, Record, Table, figure
 
@@ -33,7 +33,17 @@ def measure(framework: str, plan: Plan) -> Record:
     # Two guarded copies differ by a trace; it must stay small beside what a limit may cost.
     controls = Controls(twin="guarded again", zero_percent=0.5, planted_tolerance=0.15)
     subjects = (*KINDS, "limiter")
-    record = compare(framework, PATH, "direct", subjects, claims, controls, plan, beside=BESIDE)
+    record = compare(
+        framework,
+        PATH,
+        "direct",
+        subjects,
+        claims,
+        controls,
+        plan,
+        beside=BESIDE,
+        block=SHORT_BLOCK_SECONDS,
+    )
     return record | {"case": framework, "peer": PEERS[framework]}
 
 
@@ -102,5 +112,5 @@ PROGRAM = Program(
     cases=tuple(PEERS),
     measure=measure,
     tables=tables,
-    plan=Plan(first=32, cap=192),
+    plan=Plan(first=96, cap=768),
 )
