@@ -173,7 +173,7 @@ typedef struct {
     PyObject_HEAD
     long long tokens, size, remaining;
     double until, reset_at;
-    char due;
+    char due, brief;
 } Lease;
 
 static PyMemberDef lease_members[] = {
@@ -183,6 +183,7 @@ static PyMemberDef lease_members[] = {
     {"until", T_DOUBLE, offsetof(Lease, until), 0, NULL},
     {"reset_at", T_DOUBLE, offsetof(Lease, reset_at), 0, NULL},
     {"due", T_BOOL, offsetof(Lease, due), 0, NULL},
+    {"brief", T_BOOL, offsetof(Lease, brief), 0, NULL},
     {NULL},
 };
 
@@ -545,7 +546,8 @@ leased_here(Decider *self, PyObject *key, double moment, Outcome *found)
         return 0;
     Lease *lease = (Lease *)known;
     long long tokens = lease->tokens - self->rate.cost;
-    if (!(lease->until > moment) || tokens < 0 || (lease->due && tokens * LOW <= lease->size))
+    int low = lease->due && !lease->brief && tokens * LOW <= lease->size;
+    if (!(lease->until > moment) || tokens < 0 || low)
         return 0;
     lease->tokens = tokens;
     *found = (Outcome){1, lease->remaining + tokens, fmax(lease->reset_at - moment, 0.0), 0.0};

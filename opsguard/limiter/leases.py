@@ -1,8 +1,8 @@
 """Leases: a worker takes tokens from the store ahead of time and decides by itself while they last.
 
 Exactness is traded for speed: most requests do no I/O at all. The tokens are taken in the
-background; a request brings some along only when it has to ask the store anyway, as the background
-may come too late where threads wait for the GIL.
+background. Only in threads, where a lease lasts but a moment, the request that finds it used up
+brings the next one along: whoever waits for the GIL in the background would come too late.
 
 What it costs, for K workers with leases of N: in any interval they admit at most what the strategy
 admits in it, plus the tokens that they held when it began, K·N. For the fixed window it is nothing:
@@ -36,6 +36,8 @@ _WARM: Final = 2
 """Exact decisions about a bucket before it is leased: most clients come once."""
 _LOW: Final = 8
 """A lease is renewed when this part of it is left."""
+_MOMENT: Final = 0.05
+"""Seconds, ten times as long as a thread holds the GIL while others wait for it."""
 _IDLE: Final = 5.0
 """Seconds without work after which the thread ends."""
 
@@ -67,8 +69,9 @@ if TYPE_CHECKING or limits is None:
     class _Tokens:
         """Where the tokens are; the accelerator has a type like this."""
 
-        __slots__ = ("due", "remaining", "reset_at", "size", "tokens", "until")
+        __slots__ = ("brief", "due", "remaining", "reset_at", "size", "tokens", "until")
 
+        brief: bool
         due: bool
         remaining: int
         reset_at: float
@@ -87,7 +90,7 @@ class _Lease(_Tokens):
     whoever changes more than one field holds it.
     """
 
-    __slots__ = ("asked", "decided")
+    __slots__ = ("asked", "decided", "renewed_at")
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -97,7 +100,10 @@ class _Lease(_Tokens):
         self.decided = 0
         """Exact decisions so far, as long as they matter."""
         self.due = True
-        """Whether more tokens may be asked for: not while somebody does."""
+        """Whether more tokens may be asked for in the background: not while somebody does."""
+        self.renewed_at = float("-inf")
+        self.brief = False
+        """The last tokens lasted but a moment, in threads: see above."""
         self.asked = False
         """Somebody is asking for more at this moment."""
         self.remaining = 0
@@ -152,7 +158,7 @@ class LeaseStore:
             if lease is None or lease.until <= now:
                 return None
             tokens = lease.tokens - cost
-            if tokens < 0 or (lease.due and tokens * _LOW <= lease.size):
+            if tokens < 0 or (lease.due and not lease.brief and tokens * _LOW <= lease.size):
                 return None
             lease.tokens = tokens
             return True, None, lease.remaining + tokens, max(lease.reset_at - now, 0.0), 0.0
@@ -217,7 +223,8 @@ class LeaseStore:
                     tightest, left, reset_at = index, remaining, lease.reset_at
             for charge in charges:
                 lease = leases[charge.key]
-                if lease.due and lease.tokens * _LOW <= lease.size:
+                background = lease.due and (len(charges) > 1 or not lease.brief)
+                if background and lease.tokens * _LOW <= lease.size:
                     lease.due = False
                     wanting = (*wanting, charge)
         reset = reset_at - now
@@ -242,7 +249,7 @@ class LeaseStore:
             verdict, more = self._store.take_with(charge, order[0].cost, on_error)
             came = verdict if more else None
         finally:
-            self._renewed(charge, order, came, asked_at)
+            self._renewed(charge, order, came, asked_at, threads=True)
         return verdict._replace(remaining=verdict.remaining + more)
 
     def _learn(self, charges: Sequence[Charge], verdict: Verdict) -> Sequence[Charge]:
@@ -291,7 +298,8 @@ class LeaseStore:
     def _renew(self, charge: Charge) -> None:
         order, asked_at = self._order(charge), self.clock()
         if order:
-            self._renewed(charge, order, self._store.reserve(order), asked_at)
+            verdict = self._store.reserve(order)
+            self._renewed(charge, order, verdict, asked_at, threads=True)
 
     async def _arenew(self, charge: Charge) -> None:
         order, asked_at = self._order(charge), self.clock()
@@ -301,7 +309,7 @@ class LeaseStore:
         try:
             verdict = await self._store.areserve(order)
         finally:  # a task may be cancelled, with its loop; another may try then
-            self._renewed(charge, order, verdict, asked_at)
+            self._renewed(charge, order, verdict, asked_at, threads=False)
 
     def _order(self, charge: Charge) -> tuple[Charge, ...]:
         """What to take so that the lease is whole; nothing if somebody else has seen to it. Who
@@ -332,6 +340,8 @@ class LeaseStore:
         order: tuple[Charge, ...],
         verdict: Verdict | None,
         asked_at: float,
+        *,
+        threads: bool,
     ) -> None:
         with self.lock:
             lease = self.leases.get(charge.key)
@@ -347,7 +357,8 @@ class LeaseStore:
                 lease.until = until
                 lease.remaining = verdict.remaining
                 lease.reset_at = asked_at + verdict.reset
-            lease.due, lease.asked = True, False
+            lease.brief = threads and asked_at - lease.renewed_at < _MOMENT
+            lease.due, lease.asked, lease.renewed_at = True, False, asked_at
 
     def _after_fork(self) -> None:
         # Both stay the same objects: the accelerator has them.

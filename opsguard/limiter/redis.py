@@ -238,7 +238,7 @@ class RedisStore:
                     else:
                         command = flow.send(reply)
             except StopIteration as done:
-                lane.idle.append(connection)
+                await lane.keep(connection)
                 result: T = done.value
                 return result
             except BaseException:
@@ -259,9 +259,17 @@ class _Lane:
     def __init__(self, connections: int) -> None:
         self.room = asyncio.Semaphore(connections)
         self.idle: list[Any] = []
+        self._closed = False
+
+    async def keep(self, connection: Any) -> None:
+        """For the next who asks; once closed, for nobody."""
+        self.idle.append(connection)
+        if self._closed:
+            await self.close()
 
     async def close(self) -> None:
         """Waits for the end of what TLS has to say, for as long as connecting may take."""
+        self._closed = True
         while self.idle:
             with contextlib.suppress(Exception):
                 await self.idle.pop().disconnect()
