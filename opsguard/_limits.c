@@ -172,8 +172,8 @@ static PyTypeObject WindowType = {
 typedef struct {
     PyObject_HEAD
     long long tokens, size, remaining;
-    double until, reset_at;
-    char due, brief;
+    double until, reset_at, due_at;
+    char brief;
 } Lease;
 
 static PyMemberDef lease_members[] = {
@@ -182,7 +182,7 @@ static PyMemberDef lease_members[] = {
     {"remaining", T_LONGLONG, offsetof(Lease, remaining), 0, NULL},
     {"until", T_DOUBLE, offsetof(Lease, until), 0, NULL},
     {"reset_at", T_DOUBLE, offsetof(Lease, reset_at), 0, NULL},
-    {"due", T_BOOL, offsetof(Lease, due), 0, NULL},
+    {"due_at", T_DOUBLE, offsetof(Lease, due_at), 0, NULL},
     {"brief", T_BOOL, offsetof(Lease, brief), 0, NULL},
     {NULL},
 };
@@ -546,7 +546,7 @@ leased_here(Decider *self, PyObject *key, double moment, Outcome *found)
         return 0;
     Lease *lease = (Lease *)known;
     long long tokens = lease->tokens - self->rate.cost;
-    int low = lease->due && !lease->brief && tokens * LOW <= lease->size;
+    int low = !lease->brief && tokens * LOW <= lease->size && moment >= lease->due_at;
     if (!(lease->until > moment) || tokens < 0 || low)
         return 0;
     lease->tokens = tokens;
@@ -1359,15 +1359,15 @@ static vectorcallfunc whole_wrapper; /* that of functions written in Python */
 static PyObject *
 shortcut(PyObject *wrapper, PyObject *const *args, size_t flags, PyObject *keywords)
 {
-    PyObject *x, *function = PyCell_Get(PyTuple_GET_ITEM(PyFunction_GET_CLOSURE(wrapper), 0));
-    if (function == NULL || PyContextVar_Get(current, NULL, &x) < 0) {
-        Py_XDECREF(function);
+    PyObject *x, *closure = PyFunction_GET_CLOSURE(wrapper);
+    if (PyContextVar_Get(current, NULL, &x) < 0)
         return NULL;
-    }
     int decided = x != NULL && is_exchange(x) && FIELD(x, marked) == wrapper;
-    PyObject *result = decided ? PyObject_Vectorcall(function, args, flags, keywords)
-                               : whole_wrapper(wrapper, args, flags, keywords);
     Py_XDECREF(x);
+    PyObject *function = decided && closure != NULL ? PyCell_Get(PyTuple_GET_ITEM(closure, 0)) : NULL;
+    if (function == NULL) /* or somebody has emptied its cell */
+        return whole_wrapper(wrapper, args, flags, keywords);
+    PyObject *result = PyObject_Vectorcall(function, args, flags, keywords);
     Py_DECREF(function);
     return result;
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 from opsguard.accelerator import limits
@@ -75,7 +76,8 @@ def _wrapper(function: Callable[..., Any]) -> Any:
             return await function(*args, **kwargs)
 
         wrapper = acall
-        _shorten(wrapper)
+        if isinstance(function, FunctionType) and function.__code__.co_flags & inspect.CO_COROUTINE:
+            _shorten(wrapper)  # what is only marked as one may give another kind of awaitable
     elif inspect.isgeneratorfunction(function):
 
         def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
@@ -99,7 +101,8 @@ def _wrapper(function: Callable[..., Any]) -> Any:
 
 def _shorten(wrapper: Callable[..., Any]) -> None:
     """Let calls of the wrapper, whose first free variable is what it wraps, pass it by in C where
-    its route's hook has decided: what is left of it then costs less than a call.
+    its route's hook has decided: what is left of it then costs less than a call. That is asked
+    when it is called, by a coroutine function's wrapper too.
     """
     if limits is not None:
         assert wrapper.__code__.co_freevars[0] == "function"

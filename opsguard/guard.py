@@ -314,7 +314,11 @@ class OpsGuard:
 
     def _tidy(self) -> None:
         """As a worker begins: fold what those before it left. Makes no folder. Never raises."""
-        self.metrics.tidy(self._meeting().found())
+        try:
+            found = self._meeting().found()
+        except OSError:
+            return  # nothing is writable here, which is told when there is something to write
+        self.metrics.tidy(found)
 
 
 class Runtime:

@@ -964,6 +964,21 @@ def test_the_stores_of_an_override_are_closed_with_it(protocol: str, tmp_path: P
         assert others() == 0
 
 
+@pytest.mark.parametrize("protocol", ["wsgi", "asgi"])
+def test_where_nothing_can_be_written_the_app_starts_and_serves(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose file system is read-only, /dev/shm and /tmp included."""
+
+    def nowhere() -> Path:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("opsguard.workers.place._default_base", nowhere)
+    host = Host(protocol, OpsGuard("s", limiter={"default": "9/minute"}))
+    assert host.get().status == 200
+    assert "http_requests_total" in host.get("/metrics").body.decode()
+
+
 def test_a_mark_after_install_closes_what_the_limits_before_it_had_open(tmp_path: Path) -> None:
     with running(tmp_path) as server, server.client() as client:
         limiter = {"store": server.url, "policies": {"*": "9/minute"}, "timeout": 1.0}

@@ -296,6 +296,28 @@ def test_a_reply_that_comes_byte_by_byte(proxy: Proxy, driver: Callable[[RedisSt
     down(ask, within=0.5 + GRACE)
 
 
+def test_a_name_with_several_addresses_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which each leaves those who connect waiting: the one deadline is for all."""
+    with contextlib.ExitStack() as stack:
+        addresses = []
+        for _ in range(3):
+            full = stack.enter_context(socket.socket())
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            addresses.append(full.getsockname())
+            for _ in range(4):
+                filling = stack.enter_context(socket.socket())
+                filling.setblocking(False)
+                filling.connect_ex(full.getsockname())
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
+        store = RedisStore("redis://several.example:6379", timeout=0.5)
+        began = time.monotonic()
+        with pytest.raises(StoreDown):
+            store.take(ONE)
+        assert 0.4 < time.monotonic() - began < 0.5 + GRACE
+
+
 def test_a_deadline_covers_all_calls_of_a_socket() -> None:
     clock = [10.0]
     deadline = Deadline(lambda: clock[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -196,14 +197,14 @@ def test_a_stage_decides_by_tokens_as_it_does_by_its_flow(stage: Stage) -> None:
 @given(
     tokens=st.integers(0, 60),
     size=st.integers(1, 50),
-    due=st.booleans(),
+    due=st.sampled_from([-1.0, 30.0]),
     brief=st.booleans(),
     left=st.sampled_from([-1.0, 30.0, 60.0]),
     cost=st.integers(1, 20),
     held=st.booleans(),
 )
 def test_tokens_are_taken_alike_in_c_and_in_python(
-    tokens: int, size: int, due: bool, brief: bool, left: float, cost: int, held: bool
+    tokens: int, size: int, due: float, brief: bool, left: float, cost: int, held: bool
 ) -> None:
     jobs: list[Callable[[], None]] = []
     exact = Exact(elapsed)
@@ -219,7 +220,7 @@ def test_tokens_are_taken_alike_in_c_and_in_python(
 
     def set_up() -> None:
         lease.tokens, lease.size, lease.remaining = tokens, size, 100
-        lease.due, lease.brief = due, brief
+        lease.due_at, lease.brief = elapsed() + due, brief
         lease.until = lease.reset_at = elapsed() + left
 
     set_up()
@@ -497,6 +498,79 @@ def test_a_forked_child_has_no_tokens_of_its_parent(stage: Stage) -> None:
 
     assert status == 0
     assert stage.store.leases["k"].tokens > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_child_forked_under_load_does_not_hang() -> None:
+    store = LeaseStore(Exact(elapsed), lease=50, workers=2, clock=elapsed)
+    done = threading.Event()
+
+    def hammer() -> None:
+        while not done.is_set():
+            store.take([Charge("k", Rate(1_000_000, 60, ""), "fixed", 1)])
+
+    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    for one in threads:
+        one.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if store.at_hand("k", 1) is None else 1)
+            deadline = time.monotonic() + 30
+            while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
+                if time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+                    pytest.fail("the child hangs")
+                time.sleep(0.001)
+            assert found[1] == 0
+    finally:
+        done.set()
+        for one in threads:
+            one.join()
+
+
+# Who never comes back -----------------------------------------------------------------------------
+
+
+def test_a_renewal_that_is_lost_is_made_up_for(stage: Stage) -> None:
+    """As when the loop that was to make it is gone."""
+    stage.warm()
+    for lose in (stage.jobs.clear, lambda: stage.store._order(Charge("k", THOUSAND, "fixed", 1))):
+        while not stage.jobs:
+            stage.take()
+        lose()
+        stage.jobs.clear()
+        while stage.store.leases["k"].tokens:
+            stage.take()
+        stage.clock.now += 5.1
+        stage.exact.reserved.clear()
+        stage.take()
+        stage.work()
+        assert stage.exact.reserved
+
+
+def test_no_order_is_for_nothing(stage: Stage) -> None:
+    stage.warm()
+    for cost in (60, 1, 50, 49, 60, 7, 1, 60):
+        for _ in range(3):
+            stage.take(cost=cost)
+            stage.work()
+    assert all(charge.cost > 0 for charges in stage.exact.reserved for charge in charges)
+    assert 0 <= stage.store.leases["k"].tokens <= 50
+
+
+def test_what_is_given_back_while_more_is_on_its_way_is_not_too_much(stage: Stage) -> None:
+    stage.warm()
+    charge = Charge("k", THOUSAND, "fixed", 1)
+    while stage.store.leases["k"].tokens:
+        stage.take()
+    order = stage.store._order(charge)
+    stage.store.give_back([charge] * 30)
+    stage.store._renewed(charge, order, stage.exact.reserve(order), stage.clock.now, threads=True)
+    assert stage.store.leases["k"].tokens <= 50
 
 
 # The bound ----------------------------------------------------------------------------------------

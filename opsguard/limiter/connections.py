@@ -145,6 +145,14 @@ def _timed(connection: Any) -> Any:
             self.certificates: Certificates | None = None
             super().__init__(**options)
 
+        @property
+        def socket_connect_timeout(self) -> float:
+            return self.deadline.left()
+
+        @socket_connect_timeout.setter
+        def socket_connect_timeout(self, each: float | None) -> None:
+            """For each address of a name; the deadline is for all of them."""
+
         def _connect(self) -> TimedSocket:
             return TimedSocket(super()._connect(), self.deadline)
 

@@ -36,6 +36,8 @@ _WARM: Final = 2
 """Exact decisions about a bucket before it is leased: most clients come once."""
 _LOW: Final = 8
 """A lease is renewed when this part of it is left."""
+_LOST: Final = 5.0
+"""Seconds after which nobody comes back who went for tokens: his loop is gone, say."""
 _MOMENT: Final = 0.05
 """Seconds, ten times as long as a thread holds the GIL while others wait for it."""
 _IDLE: Final = 5.0
@@ -69,10 +71,10 @@ if TYPE_CHECKING or limits is None:
     class _Tokens:
         """Where the tokens are; the accelerator has a type like this."""
 
-        __slots__ = ("brief", "due", "remaining", "reset_at", "size", "tokens", "until")
+        __slots__ = ("brief", "due_at", "remaining", "reset_at", "size", "tokens", "until")
 
         brief: bool
-        due: bool
+        due_at: float
         remaining: int
         reset_at: float
         size: int
@@ -90,7 +92,7 @@ class _Lease(_Tokens):
     whoever changes more than one field holds it.
     """
 
-    __slots__ = ("asked", "decided", "renewed_at")
+    __slots__ = ("asked_until", "decided", "ordered", "renewed_at")
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -99,13 +101,16 @@ class _Lease(_Tokens):
         self.size = _FIRST
         self.decided = 0
         """Exact decisions so far, as long as they matter."""
-        self.due = True
-        """Whether more tokens may be asked for in the background: not while somebody does."""
+        self.due_at = float("-inf")
+        """From when on more tokens may be asked for in the background: not while somebody does, but
+        for one who never comes back."""
         self.renewed_at = float("-inf")
         self.brief = False
         """The last tokens lasted but a moment, in threads: see above."""
-        self.asked = False
-        """Somebody is asking for more at this moment."""
+        self.asked_until = float("-inf")
+        """Somebody is asking for more, until then at the latest."""
+        self.ordered = 0
+        """So many."""
         self.remaining = 0
         self.reset_at = 0.0
 
@@ -158,7 +163,8 @@ class LeaseStore:
             if lease is None or lease.until <= now:
                 return None
             tokens = lease.tokens - cost
-            if tokens < 0 or (lease.due and not lease.brief and tokens * _LOW <= lease.size):
+            low = not lease.brief and tokens * _LOW <= lease.size and now >= lease.due_at
+            if tokens < 0 or low:
                 return None
             lease.tokens = tokens
             return True, None, lease.remaining + tokens, max(lease.reset_at - now, 0.0), 0.0
@@ -223,9 +229,9 @@ class LeaseStore:
                     tightest, left, reset_at = index, remaining, lease.reset_at
             for charge in charges:
                 lease = leases[charge.key]
-                background = lease.due and (len(charges) > 1 or not lease.brief)
+                background = now >= lease.due_at and (len(charges) > 1 or not lease.brief)
                 if background and lease.tokens * _LOW <= lease.size:
-                    lease.due = False
+                    lease.due_at = now + _LOST
                     wanting = (*wanting, charge)
         reset = reset_at - now
         return Verdict(True, left, reset if reset > 0.0 else 0.0, 0.0, tightest), wanting
@@ -257,7 +263,7 @@ class LeaseStore:
         # The verdict tells of the tightest bucket; the others have at least as much left.
         if not verdict.allowed or verdict.remaining < self._low or self._store.down:
             return ()
-        wanting = []
+        wanting, now = [], self.clock()
         with self.lock:
             for charge in charges:
                 if charge.strategy == "concurrency":
@@ -268,8 +274,8 @@ class LeaseStore:
                         del self.leases[next(iter(self.leases))]
                     lease = self.leases[charge.key] = _Lease()
                 lease.decided += 1
-                if lease.due and lease.decided >= _WARM:
-                    lease.due = False
+                if now >= lease.due_at and lease.decided >= _WARM:
+                    lease.due_at = now + _LOST
                     wanting.append(charge)
         return wanting
 
@@ -283,7 +289,7 @@ class LeaseStore:
                 if (
                     lease is not None
                     and lease.until > now
-                    and lease.tokens + charge.cost <= self._lease
+                    and lease.tokens + lease.ordered + charge.cost <= self._lease
                 ):
                     lease.tokens += charge.cost
                 else:
@@ -318,21 +324,24 @@ class LeaseStore:
         now = self.clock()
         with self.lock:
             lease = self.leases.get(charge.key)
-            if lease is None or lease.asked:
+            if lease is None or now < lease.asked_until:
                 return ()
+            lease.due_at = float("-inf")
             if lease.until <= now:
                 # Expired: with more than half unused it was too much.
                 if lease.tokens * 2 > lease.size:
                     lease.size = max(1, lease.size // 2)
                 lease.tokens = 0
             elif lease.tokens * _LOW > lease.size and lease.tokens >= charge.cost:
-                lease.due = True
                 return ()
             else:
                 lease.size = min(self._lease, lease.size * 2)
             lease.size = min(self._lease, lease.size)
-            lease.asked = True
-            return (charge._replace(cost=lease.size - lease.tokens),)
+            missing = lease.size - lease.tokens
+            if missing <= 0:
+                return ()
+            lease.ordered, lease.asked_until = missing, now + _LOST
+            return (charge._replace(cost=missing),)
 
     def _renewed(
         self,
@@ -353,18 +362,19 @@ class LeaseStore:
                 until = asked_at + min(verdict.reset, charge.rate.period)
                 if charge.strategy == "fixed" and until > lease.until + charge.rate.period / 2:
                     lease.tokens = 0  # those of the window before
-                lease.tokens += order[0].cost
+                lease.tokens = min(lease.tokens + order[0].cost, self._lease)
                 lease.until = until
                 lease.remaining = verdict.remaining
                 lease.reset_at = asked_at + verdict.reset
             lease.brief = threads and asked_at - lease.renewed_at < _MOMENT
-            lease.due, lease.asked, lease.renewed_at = True, False, asked_at
+            lease.due_at = lease.asked_until = float("-inf")
+            lease.ordered, lease.renewed_at = 0, asked_at
 
     def _after_fork(self) -> None:
-        # Both stay the same objects: the accelerator has them.
+        # Both stay the same objects: the accelerator has them. A thread that the child does not
+        # have may hold the lock, or be about to.
         self.leases.clear()
-        if self.lock.locked():  # by a thread that the child does not have
-            self.lock.release()
+        self.lock._at_fork_reinit()  # type: ignore[attr-defined]
         self._worker = _Worker()
 
 
