@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from opsguard import OpsGuard
-from opsguard.accelerator import _found, speed
+from opsguard.accelerator import _found, limits, shared, speed
 from opsguard.context import current
 from opsguard.ids import valid
 from opsguard_asgi import PROTOCOL, serve
@@ -100,7 +100,8 @@ def test_it_is_there_wherever_it_can_be_built(checkout: Path) -> None:
     found.loader.exec_module(hook)
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     if hook.obstacle() is None and shutil.which(compiler) is not None:
-        assert speed is not None
+        found_here = {"_speed": speed, "_limits": limits, "_shared": shared}
+        assert [name for name in hook.MODULES if found_here[name] is None] == []
 
 
 def test_it_is_left_out_when_the_environment_says_so() -> None:

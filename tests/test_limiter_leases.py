@@ -569,7 +569,9 @@ def test_what_is_given_back_while_more_is_on_its_way_is_not_too_much(stage: Stag
         stage.take()
     order = stage.store._order(charge)
     stage.store.give_back([charge] * 30)
-    stage.store._renewed(charge, order, stage.exact.reserve(order), stage.clock.now, threads=True)
+    assert order is not None
+    came = stage.exact.reserve([order])
+    stage.store._renewed(order, came, stage.clock.now, threads=True)
     assert stage.store.leases["k"].tokens <= 50
 
 

@@ -248,14 +248,14 @@ class LeaseStore:
             if lease.remaining < self._low + self._lease or lease.decided < _WARM:
                 return None
         order, asked_at = self._order(charge), self.clock()
-        if not order:
+        if order is None:
             return None
         came: Verdict | None = None
         try:
-            verdict, more = self._store.take_with(charge, order[0].cost, on_error)
+            verdict, more = self._store.take_with(charge, order.cost, on_error)
             came = verdict if more else None
         finally:
-            self._renewed(charge, order, came, asked_at, threads=True)
+            self._renewed(order, came, asked_at, threads=True)
         return verdict._replace(remaining=verdict.remaining + more)
 
     def _learn(self, charges: Sequence[Charge], verdict: Verdict) -> Sequence[Charge]:
@@ -303,29 +303,29 @@ class LeaseStore:
 
     def _renew(self, charge: Charge) -> None:
         order, asked_at = self._order(charge), self.clock()
-        if order:
-            verdict = self._store.reserve(order)
-            self._renewed(charge, order, verdict, asked_at, threads=True)
+        if order is not None:
+            verdict = self._store.reserve((order,))
+            self._renewed(order, verdict, asked_at, threads=True)
 
     async def _arenew(self, charge: Charge) -> None:
         order, asked_at = self._order(charge), self.clock()
-        if not order:
+        if order is None:
             return
         verdict = None
         try:
-            verdict = await self._store.areserve(order)
+            verdict = await self._store.areserve((order,))
         finally:  # a task may be cancelled, with its loop; another may try then
-            self._renewed(charge, order, verdict, asked_at, threads=False)
+            self._renewed(order, verdict, asked_at, threads=False)
 
-    def _order(self, charge: Charge) -> tuple[Charge, ...]:
-        """What to take so that the lease is whole; nothing if somebody else has seen to it. Who
+    def _order(self, charge: Charge) -> Charge | None:
+        """What to take so that the lease is whole; None if somebody else has seen to it. Who
         gets an order is the one who asks, until it is `_renewed`.
         """
         now = self.clock()
         with self.lock:
             lease = self.leases.get(charge.key)
             if lease is None or now < lease.asked_until:
-                return ()
+                return None
             lease.due_at = float("-inf")
             if lease.until <= now:
                 # Expired: with more than half unused it was too much.
@@ -333,36 +333,35 @@ class LeaseStore:
                     lease.size = max(1, lease.size // 2)
                 lease.tokens = 0
             elif lease.tokens * _LOW > lease.size and lease.tokens >= charge.cost:
-                return ()
+                return None
             else:
                 lease.size = min(self._lease, lease.size * 2)
             lease.size = min(self._lease, lease.size)
             missing = lease.size - lease.tokens
             if missing <= 0:
-                return ()
+                return None
             lease.ordered, lease.asked_until = missing, now + _LOST
-            return (charge._replace(cost=missing),)
+            return charge._replace(cost=missing)
 
     def _renewed(
         self,
-        charge: Charge,
-        order: tuple[Charge, ...],
+        order: Charge,
         verdict: Verdict | None,
         asked_at: float,
         *,
         threads: bool,
     ) -> None:
         with self.lock:
-            lease = self.leases.get(charge.key)
+            lease = self.leases.get(order.key)
             if lease is None:
                 return  # dropped meanwhile: the tokens are lost, which errs on the strict side
             if verdict is None or not verdict.allowed or verdict.remaining < self._low:
                 lease.decided = 0
             if verdict is not None and verdict.allowed:
-                until = asked_at + min(verdict.reset, charge.rate.period)
-                if charge.strategy == "fixed" and until > lease.until + charge.rate.period / 2:
+                until = asked_at + min(verdict.reset, order.rate.period)
+                if order.strategy == "fixed" and until > lease.until + order.rate.period / 2:
                     lease.tokens = 0  # those of the window before
-                lease.tokens = min(lease.tokens + order[0].cost, self._lease)
+                lease.tokens = min(lease.tokens + order.cost, self._lease)
                 lease.until = until
                 lease.remaining = verdict.remaining
                 lease.reset_at = asked_at + verdict.reset

@@ -54,8 +54,7 @@ class Place:
 
         Raises OSError when it cannot be made, or when somebody else owns what is in its place.
         """
-        services = self._services
-        directory = services.joinpath(manager().name, *self._path)
+        services, directory = self._services, self._folder()
         self._root.mkdir(parents=True, exist_ok=True)
         for folder in (services.parent, services, services / manager().name, directory):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -66,12 +65,15 @@ class Place:
 
     def found(self) -> Path | None:
         """The folder if somebody has made it, and if it is ours. Makes nothing, never raises."""
-        directory = self._services.joinpath(manager().name, *self._path)
+        directory = self._folder()
         try:
             _check(directory)
         except OSError:
             return None
         return directory
+
+    def _folder(self) -> Path:
+        return self._services.joinpath(manager().name, *self._path)
 
 
 def living(base: str | None, service: str) -> list[Path]:

@@ -676,6 +676,32 @@ def test_no_more_than_the_limit_under_concurrency(
 
 
 @EVERYWHERE
+def test_a_lease_spares_the_store_and_admits_no_more(
+    adapter: str, redis: RedisServer, tmp_path: Path
+) -> None:
+    """Of one worker it is exact: what he has taken ahead is his to give."""
+    policies = {"/chat": {"rate": "400/hour", "strategy": "fixed"}}
+    limiter = {"store": redis.url, "timeout": 2.0, "lease": 20, "policies": policies}
+    gate, request = admitted(adapter, tmp_path, limiter=limiter), Request("/chat")
+
+    async def one_after_the_other() -> list[Answer]:
+        return [await serve_asgi(gate.app, request) for _ in range(405)]
+
+    with redis.client() as client:
+        client.flushall()
+        client.config_resetstat()
+        if adapter in ASGI:
+            answers = contextvars.Context().run(asyncio.run, one_after_the_other())
+        else:
+            answers = [gate.send(request) for _ in range(405)]
+        asked = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert [answer.status for answer in answers] == [200] * 400 + [429] * 5
+    assert asked < 300  # the last 160 one by one
+    assert gate.decisions() == {("/chat", "allowed"): 400.0, ("/chat", "refused"): 5.0}
+    assert gate.faults() == 0
+
+
+@EVERYWHERE
 def test_an_app_without_limits_is_told_nothing(adapter: str, tmp_path: Path) -> None:
     answer = guard(adapter, tmp_path).send(Request("/plain"))
     assert answer.header("x-ratelimit-limit") == []
