@@ -12,7 +12,7 @@
  * thread that is in the middle of a decision in Python holds the store's lock, and who sees that goes
  * the same way and waits there. A fork happens between two such steps, never within.
  *
- * Where an Exchange keeps its fields is asked of its type, so this shares no header with `_speed.c`.
+ * Where an Exchange keeps its fields is asked of its type, so this knows nothing of `_speed.c`.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -21,6 +21,8 @@
 
 #include <math.h>
 #include <time.h>
+
+#include "_tools.h"
 
 #ifdef Py_GIL_DISABLED
 #error "what is decided here relies on the GIL"
@@ -58,37 +60,12 @@ is_exchange(PyObject *x)
     return 1;
 }
 
-static inline int
-is_set(PyObject *field)
-{
-    return field != NULL && field != Py_None;
-}
-
-static inline void
-put(PyObject **field, PyObject *value)
-{
-    PyObject *old = *field;
-    *field = Py_NewRef(value);
-    Py_XDECREF(old);
-}
-
 static double
 clock_of(clockid_t which)
 {
     struct timespec moment;
     clock_gettime(which, &moment);
     return (double)((long long)moment.tv_sec * 1000000000LL + moment.tv_nsec) / 1e9;
-}
-
-/* As time.perf_counter, whose clock and rounding these are. */
-static inline double
-now(void)
-{
-#ifdef __APPLE__
-    return (double)clock_gettime_nsec_np(CLOCK_UPTIME_RAW) / 1e9;
-#else
-    return clock_of(CLOCK_MONOTONIC);
-#endif
 }
 
 /* As time.time, of a moment that `now` gave a short time ago: from how far the clocks were apart within
@@ -990,17 +967,7 @@ or_shut(PyObject *reply, PyObject *x, PyObject *shut)
 {
     if (reply != NULL || !PyErr_ExceptionMatches(PyExc_Exception))
         return reply;
-#if PY_VERSION_HEX >= 0x030C0000
-    PyObject *error = PyErr_GetRaisedException();
-#else
-    PyObject *type, *error, *trace;
-    PyErr_Fetch(&type, &error, &trace);
-    PyErr_NormalizeException(&type, &error, &trace);
-    if (trace != NULL)
-        PyException_SetTraceback(error, trace);
-    Py_DECREF(type);
-    Py_XDECREF(trace);
-#endif
+    PyObject *error = take_error();
     reply = PyObject_CallFunctionObjArgs(shut, x, error, NULL);
     Py_DECREF(error);
     return reply;

@@ -38,6 +38,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "_tools.h"
+
 #ifdef Py_GIL_DISABLED
 #error "decisions rely on the GIL"
 #endif
@@ -52,14 +54,6 @@ static const double REQUESTS = 1e-6, SECONDS = 1e-9; /* as in opsguard.limiter.a
 static const uint64_t COUNT = (1ull << 30) - 1;
 
 typedef _Atomic uint64_t Word;
-
-static double
-now(void)
-{
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return (double)((long long)at.tv_sec * 1000000000LL + at.tv_nsec) / 1e9;
-}
 
 /* The segment ---------------------------------------------------------------------------------- */
 

@@ -18,6 +18,8 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "_tools.h"
+
 #ifdef Py_GIL_DISABLED
 #error "the accelerator relies on the GIL"
 #endif
@@ -37,26 +39,6 @@ static PyTypeObject ExchangeType, SeriesType, RecorderType, CoreType, DoorType, 
     WatchType, HookType, GateType, StartType, BodyType, CloserType;
 
 /* Small tools ---------------------------------------------------------------------------------- */
-
-/* The exception that is set, taken off; NULL if none is. */
-static PyObject *
-take_error(void)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *error, *trace;
-    PyErr_Fetch(&type, &error, &trace);
-    if (type == NULL)
-        return NULL;
-    PyErr_NormalizeException(&type, &error, &trace);
-    if (trace != NULL)
-        PyException_SetTraceback(error, trace);
-    Py_DECREF(type);
-    Py_XDECREF(trace);
-    return error;
-#endif
-}
 
 /* Set it again; takes the reference. NULL: none. */
 static void
@@ -101,15 +83,6 @@ go_on_with(PyObject *error)
     give_error(newer);
 }
 
-/* Replace what a field holds. */
-static inline void
-put(PyObject **field, PyObject *value)
-{
-    PyObject *old = *field;
-    *field = Py_NewRef(value);
-    Py_XDECREF(old);
-}
-
 /* mapping[key], new reference; NULL without an exception if there is none. */
 static PyObject *
 item(PyObject *mapping, PyObject *key)
@@ -151,19 +124,6 @@ static inline int
 same(PyObject *text, PyObject *other)
 {
     return text == other ? 1 : PyObject_RichCompareBool(text, other, Py_EQ);
-}
-
-/* As time.perf_counter, whose clock and rounding these are. */
-static inline double
-now(void)
-{
-#ifdef __APPLE__
-    return (double)clock_gettime_nsec_np(CLOCK_UPTIME_RAW) / 1e9;
-#else
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return (double)((long long)at.tv_sec * 1000000000LL + at.tv_nsec) / 1e9;
-#endif
 }
 
 /* Ids ------------------------------------------------------------------------------------------ */
@@ -350,12 +310,6 @@ as_exchange(PyObject *object)
         return (Exchange *)object;
     PyErr_Format(PyExc_TypeError, "an Exchange is needed, not %s", Py_TYPE(object)->tp_name);
     return NULL;
-}
-
-static inline int
-is_set(PyObject *field)
-{
-    return field != NULL && field != Py_None;
 }
 
 /* The status as a number; -1 with an exception. 0: none yet. */

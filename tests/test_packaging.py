@@ -28,7 +28,7 @@ PACKAGES = {
     "opsguard_django": "adapters/opsguard_django",
 }
 
-COMPILED = {".c", ".so"}
+COMPILED = {".c", ".h", ".so"}
 """The source is for who builds, the module for whom it could be built."""
 
 
