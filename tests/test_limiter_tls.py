@@ -27,7 +27,7 @@ from fastapi.testclient import TestClient
 from opsguard import OpsGuard
 from opsguard.exceptions import SettingsError
 from opsguard.limiter.rates import Rate
-from opsguard.limiter.redis import RedisStore
+from opsguard.limiter.redis import RedisStore, _Lane
 from opsguard.limiter.storages import remote_store
 from opsguard.limiter.stores import Charge, StoreDown, Verdict
 from opsguard.limiter.tls import Certificates
@@ -350,6 +350,39 @@ def counted(url: str, way: str) -> list[bool]:
             await asyncio.sleep(0.05)  # the cluster's client does not wait for what it closes
 
     return asyncio.run(ask())
+
+
+def test_a_loop_ends_in_time_though_the_server_says_no_more(ours: Papers, tmp_path: Path) -> None:
+    """Closing waits for an answer of TLS; asyncio's own patience would be half a minute."""
+    port = free_port()
+    with running(tmp_path, *tls_options(ours, port), binary=with_tls()) as server:
+        store = RedisStore(
+            f"rediss://127.0.0.1:{port}?ssl_ca_certs={ours.authority}", timeout=PATIENT
+        )
+
+        async def ask() -> float:
+            assert (await store.atake(ONE)).allowed
+            server.freeze()
+            return time.monotonic()
+
+        try:
+            asked = asyncio.run(ask())
+            assert time.monotonic() - asked < PATIENT + 2.0
+        finally:
+            server.thaw()
+
+
+def test_a_lane_is_closed_in_time_whatever_its_connections_do() -> None:
+    class Hanging:
+        async def disconnect(self) -> None:
+            await asyncio.Event().wait()
+
+    lane = _Lane(2, 0.05)
+    lane.idle += [Hanging(), Hanging()]
+    began = time.monotonic()
+    asyncio.run(lane.close())
+    assert time.monotonic() - began < 2.0
+    assert not lane.idle
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -9,7 +9,6 @@ again. Whoever gives up (a timeout, a cancelled task, a broken reply) closes its
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import weakref
@@ -81,7 +80,7 @@ class RedisStore:
         self._connections = connections
         self._clock = clock
         self._idle: deque[Any] = deque()
-        self._lanes = PerLoop(lambda: _Lane(connections), _Lane.close)
+        self._lanes = PerLoop(lambda: _Lane(connections, timeout), _Lane.close)
         self._slots = _Slots()
         if hasattr(os, "register_at_fork"):
             _watch_forks(self)
@@ -256,7 +255,8 @@ class RedisStore:
 class _Lane:
     """The connections of one event loop."""
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, timeout: float) -> None:
+        self._timeout = timeout
         self.room = asyncio.Semaphore(connections)
         self.idle: list[Any] = []
         self._closed = False
@@ -268,11 +268,22 @@ class _Lane:
             await self.close()
 
     async def close(self) -> None:
-        """Waits for the end of what TLS has to say, for as long as connecting may take."""
+        """Waits for the last words of TLS, from each for as long as an answer may take."""
         self._closed = True
         while self.idle:
-            with contextlib.suppress(Exception):
-                await self.idle.pop().disconnect()
+            await _hang_up(self.idle.pop(), self._timeout)
+
+
+async def _hang_up(connection: Any, within: float) -> None:
+    """Close it, at the latest after so many seconds."""
+    writer = getattr(connection, "_writer", None)
+    try:
+        async with asyncio.timeout(within):
+            await connection.disconnect()
+    except Exception:
+        if writer is not None:
+            writer.transport.abort()
+            await asyncio.sleep(0)  # in the loop's next turn it is closed
 
 
 class _Slots:
