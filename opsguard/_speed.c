@@ -119,11 +119,41 @@ optional(PyObject *object, PyObject *name, PyObject **found)
 #endif
 }
 
+static inline int
+is_ascii(PyObject *object)
+{
+    return PyUnicode_CheckExact(object) && PyUnicode_IS_COMPACT_ASCII(object);
+}
+
+/* Whether two texts of ASCII are the same; for short ones, of which most differ in length. */
+static int
+same_ascii(PyObject *text, PyObject *other)
+{
+    Py_ssize_t left = PyUnicode_GET_LENGTH(text);
+    if (left != PyUnicode_GET_LENGTH(other))
+        return 0;
+    const Py_UCS1 *a = PyUnicode_1BYTE_DATA(text), *b = PyUnicode_1BYTE_DATA(other);
+    uint64_t word, with;
+    for (; left >= 8; left -= 8, a += 8, b += 8) {
+        memcpy(&word, a, 8);
+        memcpy(&with, b, 8);
+        if (word != with)
+            return 0;
+    }
+    while (left-- > 0)
+        if (*a++ != *b++)
+            return 0;
+    return 1;
+}
+
 /* text == other; -1 with an exception. */
 static inline int
 same(PyObject *text, PyObject *other)
 {
-    return text == other ? 1 : PyObject_RichCompareBool(text, other, Py_EQ);
+    if (text == other)
+        return 1;
+    return is_ascii(text) && is_ascii(other) ? same_ascii(text, other)
+                                             : PyObject_RichCompareBool(text, other, Py_EQ);
 }
 
 /* Ids ------------------------------------------------------------------------------------------ */
@@ -325,6 +355,8 @@ typedef struct {
     PyObject_HEAD
     PyObject *method, *endpoint, *outcomes;
     Py_ssize_t in_progress, first_byte, received, sent;
+    Py_ssize_t count, total; /* what `outcomes` has for the last status */
+    long status;
 } Series;
 
 static PyMemberDef series_members[] = {
@@ -356,6 +388,7 @@ series_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->first_byte = first_byte;
     self->received = received;
     self->sent = sent;
+    self->status = -1; /* none yet */
     self->outcomes = PyDict_New();
     if (self->outcomes == NULL)
         Py_CLEAR(self);
@@ -410,6 +443,16 @@ typedef struct {
     double *edges;
 } Buckets;
 
+/* Series that were found before, by the texts they were found with: what a key for the dictionary of
+ * all costs is a tuple, its hash and three comparisons.
+ */
+typedef struct {
+    PyObject *method, *endpoint;
+    Series *series; /* NULL: this one is empty */
+} Known;
+
+enum { KNOWN = 64 };
+
 typedef struct {
     PyObject_HEAD
     Holder *store; /* a Shelf */
@@ -420,6 +463,7 @@ typedef struct {
     Py_ssize_t table; /* the first cell of the store's table of what is in flight */
     int vacant;       /* places of it that are free */
     unsigned char free[PLACES];
+    Known known[KNOWN];
 } Recorder;
 
 static int
@@ -487,6 +531,8 @@ recorder_traverse(Recorder *self, visitproc visit, void *arg)
     Py_VISIT(self->resolve);
     Py_VISIT(self->outcome);
     Py_VISIT(self->cells);
+    for (int i = 0; i < KNOWN; i++)
+        Py_VISIT(self->known[i].series);
     return 0;
 }
 
@@ -502,6 +548,11 @@ recorder_clear(Recorder *self)
     Py_CLEAR(self->resolve);
     Py_CLEAR(self->outcome);
     Py_CLEAR(self->unmatched);
+    for (int i = 0; i < KNOWN; i++) {
+        Py_CLEAR(self->known[i].series);
+        Py_CLEAR(self->known[i].method);
+        Py_CLEAR(self->known[i].endpoint);
+    }
     return 0;
 }
 
@@ -604,12 +655,10 @@ free_place(Recorder *self, double *cells, Py_ssize_t count, Exchange *x)
     self->free[self->vacant++] = (unsigned char)place;
 }
 
-/* The series of (method, endpoint), new reference. */
+/* The series of (method, endpoint) as the dictionary of all has it, or as it is made; new reference. */
 static Series *
-series_for(Recorder *self, Exchange *x)
+look_up_series(Recorder *self, PyObject *method, PyObject *endpoint)
 {
-    PyObject *endpoint = is_set(x->endpoint) ? x->endpoint : self->unmatched;
-    PyObject *method = x->method == NULL ? Py_None : x->method;
     PyObject *key = PyTuple_Pack(2, method, endpoint);
     if (key == NULL)
         return NULL;
@@ -622,6 +671,28 @@ series_for(Recorder *self, Exchange *x)
         Py_CLEAR(found);
     }
     return (Series *)found;
+}
+
+/* The series of (method, endpoint), new reference. */
+static Series *
+series_for(Recorder *self, Exchange *x)
+{
+    PyObject *endpoint = is_set(x->endpoint) ? x->endpoint : self->unmatched;
+    PyObject *method = x->method == NULL ? Py_None : x->method;
+    if (!is_ascii(endpoint) || !is_ascii(method))
+        return look_up_series(self, method, endpoint);
+    /* A template has its hash already; a text that has none yet shares a place with those. */
+    size_t place = (size_t)((PyASCIIObject *)endpoint)->hash ^ PyUnicode_1BYTE_DATA(method)[0];
+    Known *known = &self->known[place % KNOWN];
+    if (known->series != NULL && same(method, known->method) && same(endpoint, known->endpoint))
+        return (Series *)Py_NewRef(known->series);
+    Series *found = look_up_series(self, method, endpoint);
+    if (found != NULL) {
+        put(&known->method, method);
+        put(&known->endpoint, endpoint);
+        put((PyObject **)&known->series, (PyObject *)found);
+    }
+    return found;
 }
 
 static int
@@ -643,8 +714,40 @@ begin(Recorder *self, Exchange *x)
     return 0;
 }
 
+/* Where the requests of a series with this status are counted, and its durations: kept as those of its
+ * last status. 0 or -1.
+ */
 static int
-record(Recorder *self, Exchange *x)
+find_outcome(Recorder *self, Series *series, PyObject *status, long number)
+{
+    PyObject *found = Py_XNewRef(PyDict_GetItemWithError(series->outcomes, status));
+    if (found == NULL && !PyErr_Occurred())
+        found = PyObject_CallFunctionObjArgs(self->outcome, (PyObject *)series, status, NULL);
+    if (found != NULL && (!PyTuple_CheckExact(found) || PyTuple_GET_SIZE(found) != 2)) {
+        PyErr_SetString(PyExc_TypeError, "an outcome is a pair of cells");
+        Py_CLEAR(found);
+    }
+    Py_ssize_t count = found == NULL ? -1 : PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 0));
+    Py_ssize_t total = found == NULL ? -1 : PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 1));
+    Py_XDECREF(found);
+    if (count < 0 || total < 0)
+        return no_such_cell();
+    series->count = count;
+    series->total = total;
+    series->status = number;
+    return 0;
+}
+
+/* One observation of a histogram: `size` buckets from `first` on, and their sum behind them. */
+static inline void
+observe(double *cells, Py_ssize_t first, const Buckets *buckets, double value)
+{
+    cells[first + bisect_left(buckets, value)] += 1.0;
+    cells[first + buckets->count + 1] += value;
+}
+
+static int
+record(Recorder *self, Exchange *x, long number)
 {
     Series *series;
     double begun = 1.0;
@@ -656,22 +759,16 @@ record(Recorder *self, Exchange *x)
         if (series == NULL)
             return -1;
     }
-    PyObject *status = Py_NewRef(x->status == NULL ? zero : x->status);
-    PyObject *found = Py_XNewRef(PyDict_GetItemWithError(series->outcomes, status));
-    if (found == NULL && !PyErr_Occurred())
-        found = PyObject_CallFunctionObjArgs(self->outcome, (PyObject *)series, status, NULL);
-    Py_DECREF(status);
-    if (found != NULL && (!PyTuple_CheckExact(found) || PyTuple_GET_SIZE(found) != 2)) {
-        PyErr_SetString(PyExc_TypeError, "an outcome is a pair of cells");
-        Py_CLEAR(found);
+    if (series->status != number) {
+        PyObject *status = Py_NewRef(x->status == NULL ? zero : x->status);
+        int failed = find_outcome(self, series, status, number);
+        Py_DECREF(status);
+        if (failed) {
+            Py_DECREF(series);
+            return -1;
+        }
     }
-    Py_ssize_t count = found == NULL ? -1 : PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 0));
-    Py_ssize_t total = found == NULL ? -1 : PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 1));
-    Py_XDECREF(found);
-    if (count < 0 || total < 0) {
-        Py_DECREF(series);
-        return no_such_cell();
-    }
+    Py_ssize_t count = series->count, total = series->total;
     double duration = x->ended - x->started;
     double first_byte = (x->first_byte != 0.0 ? x->first_byte : x->ended) - x->started;
     double sent = (double)x->sent, received = (double)x->received;
@@ -686,14 +783,10 @@ record(Recorder *self, Exchange *x)
         || !inside(all, body, size_last) || !inside(all, upload, size_last) || !inside(all, open, 0))
         return no_such_cell();
     cells[count] += 1.0;
-    cells[total + bisect_left(&self->seconds, duration)] += 1.0;
-    cells[total + last] += duration;
-    cells[early + bisect_left(&self->seconds, first_byte)] += 1.0;
-    cells[early + last] += first_byte;
-    cells[body + bisect_left(&self->sizes, sent)] += 1.0;
-    cells[body + size_last] += sent;
-    cells[upload + bisect_left(&self->sizes, received)] += 1.0;
-    cells[upload + size_last] += received;
+    observe(cells, total, &self->seconds, duration);
+    observe(cells, early, &self->seconds, first_byte);
+    observe(cells, body, &self->sizes, sent);
+    observe(cells, upload, &self->sizes, received);
     cells[open] -= begun;
     if (begun != 0.0)
         free_place(self, cells, all, x);
@@ -713,7 +806,8 @@ static PyObject *
 recorder_record(Recorder *self, PyObject *exchange)
 {
     Exchange *x = as_exchange(exchange);
-    if (x == NULL || record(self, x) < 0)
+    long number = x == NULL ? -1 : status_of(x);
+    if (x == NULL || (number == -1 && PyErr_Occurred()) || record(self, x, number) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -735,20 +829,152 @@ static PyTypeObject RecorderType = {
     .tp_methods = recorder_methods,
 };
 
+/* Queue: the finished exchanges that have no line yet --------------------------------------------
+ *
+ * What AccessLog needs of collections.deque, whose methods would be looked up and called here.
+ */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject **items; /* a ring: `count` of them from `first` on */
+    Py_ssize_t room, first, count;
+} Queue;
+
+enum { ROOM = 128 }; /* a power of two, and so are its doubles */
+
+/* Twice the room, or the first. 0 or -1. */
+static int
+make_room(Queue *self)
+{
+    Py_ssize_t room = self->room ? 2 * self->room : ROOM;
+    PyObject **items = PyMem_New(PyObject *, room);
+    if (items == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        items[i] = self->items[(self->first + i) & (self->room - 1)];
+    PyMem_Free(self->items);
+    self->items = items;
+    self->room = room;
+    self->first = 0;
+    return 0;
+}
+
+static inline int
+push(Queue *self, PyObject *item)
+{
+    if (self->count == self->room && make_room(self) < 0)
+        return -1;
+    self->items[(self->first + self->count++) & (self->room - 1)] = Py_NewRef(item);
+    return 0;
+}
+
+/* The oldest, with its reference; NULL without an exception: there is none. */
+static inline PyObject *
+pull(Queue *self)
+{
+    if (self->count == 0)
+        return NULL;
+    PyObject *item = self->items[self->first];
+    self->first = (self->first + 1) & (self->room - 1);
+    self->count--;
+    return item;
+}
+
+static PyObject *
+queue_append(Queue *self, PyObject *item)
+{
+    if (push(self, item) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+queue_popleft(Queue *self, PyObject *Py_UNUSED(nothing))
+{
+    PyObject *item = pull(self);
+    if (item == NULL)
+        PyErr_SetString(PyExc_IndexError, "the queue is empty");
+    return item;
+}
+
+static int
+queue_clear(Queue *self)
+{
+    PyObject *item;
+    while ((item = pull(self)) != NULL)
+        Py_DECREF(item);
+    return 0;
+}
+
+static PyObject *
+queue_clear_method(Queue *self, PyObject *Py_UNUSED(nothing))
+{
+    queue_clear(self);
+    Py_RETURN_NONE;
+}
+
+static Py_ssize_t
+queue_length(Queue *self)
+{
+    return self->count;
+}
+
+static int
+queue_traverse(Queue *self, visitproc visit, void *arg)
+{
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        Py_VISIT(self->items[(self->first + i) & (self->room - 1)]);
+    return 0;
+}
+
+static void
+queue_dealloc(Queue *self)
+{
+    PyObject_GC_UnTrack(self);
+    queue_clear(self);
+    PyMem_Free(self->items);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef queue_methods[] = {
+    {"append", (PyCFunction)queue_append, METH_O, "Put one at the end."},
+    {"popleft", (PyCFunction)queue_popleft, METH_NOARGS, "Take the first; IndexError: there is none."},
+    {"clear", (PyCFunction)queue_clear_method, METH_NOARGS, "Take all."},
+    {NULL},
+};
+
+static PySequenceMethods queue_sequence = {.sq_length = (lenfunc)queue_length};
+
+static PyTypeObject QueueType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Queue",
+    .tp_basicsize = sizeof(Queue),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_dealloc = (destructor)queue_dealloc,
+    .tp_traverse = (traverseproc)queue_traverse,
+    .tp_clear = (inquiry)queue_clear,
+    .tp_methods = queue_methods,
+    .tp_as_sequence = &queue_sequence,
+};
+
 /* Core: enter and close of a Plan --------------------------------------------------------------- */
 
 struct Core {
     PyObject_HEAD
     PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record;
-    PyObject *queue, *append, *drain, *nudge, *muted, *count_error, *release, *report;
+    PyObject *queue; /* a Queue, or None */
+    PyObject *drain, *nudge, *muted, *count_error, *release, *report;
     PyObject *key_header; /* that API keys come in, beside Authorization; None: no keys */
     Recorder *recorder; /* what `begin` and `record` belong to; NULL: they are called */
+    unsigned long long hushed; /* bit n: one of `muted` has this mark_of() */
     Py_ssize_t most;
 };
 
 #define CORE_OBJECTS(X) \
     X(plan) X(current) X(endpoints) X(edge) X(identify) X(resolve) X(route) X(begin) X(record) \
-    X(queue) X(append) X(drain) X(nudge) X(muted) X(count_error) X(release) \
+    X(queue) X(drain) X(nudge) X(muted) X(count_error) X(release) \
     X(report) X(key_header)
 
 /* The recorder whose method this is, or NULL: then it is to be called as any function. */
@@ -760,6 +986,32 @@ recorder_of(PyObject *method, PyCFunction expected)
     return (Recorder *)PyCFunction_GET_SELF(method);
 }
 
+/* A mark that few endpoints share: a number below 64. All that are no ASCII text share 0. */
+static inline int
+mark_of(PyObject *endpoint)
+{
+    if (!is_ascii(endpoint) || PyUnicode_GET_LENGTH(endpoint) == 0)
+        return 0;
+    Py_ssize_t length = PyUnicode_GET_LENGTH(endpoint);
+    return (int)((7 * length + PyUnicode_1BYTE_DATA(endpoint)[length - 1]) & 63);
+}
+
+/* The marks of a set; 0 with an exception. The lowest bit is always set. */
+static unsigned long long
+marks_of(PyObject *set)
+{
+    PyObject *each = PyObject_GetIter(set), *endpoint;
+    if (each == NULL)
+        return 0;
+    unsigned long long marks = 1;
+    while ((endpoint = PyIter_Next(each)) != NULL) {
+        marks |= 1ULL << mark_of(endpoint);
+        Py_DECREF(endpoint);
+    }
+    Py_DECREF(each);
+    return PyErr_Occurred() ? 0 : marks;
+}
+
 static PyObject *
 core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -767,7 +1019,7 @@ core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                            "route",  "begin",   "record",    "queue", "most",        "drain",
                            "nudge",  "muted",   "count_error", "release", "report", "key_header", NULL};
     PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record, *queue;
-    PyObject *drain, *nudge, *muted, *count_error, *release, *report, *key_header, *append = NULL;
+    PyObject *drain, *nudge, *muted, *count_error, *release, *report, *key_header;
     Py_ssize_t most;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OOOO", keys, &plan,
                                      &PyContextVar_Type, &current, &PyDict_Type, &endpoints, &edge,
@@ -775,17 +1027,17 @@ core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                      &nudge, &PyFrozenSet_Type, &muted, &count_error, &release,
                                      &report, &key_header))
         return NULL;
-    append = queue == Py_None ? Py_NewRef(Py_None) : PyObject_GetAttrString(queue, "append");
-    if (append == NULL)
-        return NULL;
-    Core *self = (Core *)type->tp_alloc(type, 0);
-    if (self == NULL) {
-        Py_DECREF(append);
+    if (queue != Py_None && !Py_IS_TYPE(queue, &QueueType)) {
+        PyErr_SetString(PyExc_TypeError, "a Queue is needed");
         return NULL;
     }
+    unsigned long long hushed = marks_of(muted);
+    Core *self = hushed == 0 ? NULL : (Core *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
 #define KEEP(name) self->name = (void *)Py_NewRef(name);
     CORE_OBJECTS(KEEP)
-    Py_DECREF(append);
+    self->hushed = hushed;
     Recorder *recorder = recorder_of(begin, (PyCFunction)recorder_begin);
     if (recorder != NULL && recorder == recorder_of(record, (PyCFunction)recorder_record))
         self->recorder = recorder; /* `begin` keeps it alive */
@@ -853,24 +1105,22 @@ queue_up(Core *self, Exchange *x, long status)
 {
     if (self->queue == Py_None)
         return 0;
-    if (status < 400) {
-        int quiet = PySet_Contains(self->muted, x->endpoint == NULL ? Py_None : x->endpoint);
+    PyObject *endpoint = x->endpoint == NULL ? Py_None : x->endpoint;
+    if (status < 400 && self->hushed >> mark_of(endpoint) & 1) {
+        int quiet = PySet_Contains(self->muted, endpoint);
         if (quiet)
             return quiet < 0 ? -1 : 0;
     }
-    PyObject *done = PyObject_CallOneArg(self->append, (PyObject *)x);
-    if (done == NULL)
+    Queue *queue = (Queue *)self->queue;
+    if (push(queue, (PyObject *)x) < 0)
         return -1;
-    Py_DECREF(done);
-    Py_ssize_t waiting = PyObject_Size(self->queue);
-    if (waiting < 0)
-        return -1;
+    Py_ssize_t waiting = queue->count;
     PyObject *next = waiting >= self->most || status >= 500 ? self->drain
                      : waiting == 1                         ? self->nudge
                                                             : NULL;
     if (next == NULL)
         return 0;
-    done = PyObject_CallNoArgs(next);
+    PyObject *done = PyObject_CallNoArgs(next);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
 }
@@ -903,7 +1153,7 @@ close_it(Core *self, Exchange *x)
         Py_DECREF(number);
     }
     if (self->recorder != NULL) {
-        if (record(self->recorder, x) < 0)
+        if (record(self->recorder, x, status) < 0)
             return -1;
     } else if (self->record != Py_None) {
         PyObject *done = PyObject_CallOneArg(self->record, (PyObject *)x);
@@ -1358,7 +1608,11 @@ copied(Door *self, PyObject *headers, Py_ssize_t extra)
 static PyObject *
 value_of(Door *self, PyObject *id)
 {
-    return PyBytes_CheckExact(self->request) ? PyUnicode_AsUTF8String(id) : Py_NewRef(id);
+    if (!PyBytes_CheckExact(self->request))
+        return Py_NewRef(id);
+    return is_ascii(id) ? PyBytes_FromStringAndSize((const char *)PyUnicode_1BYTE_DATA(id),
+                                                    PyUnicode_GET_LENGTH(id))
+                        : PyUnicode_AsUTF8String(id);
 }
 
 enum { SPELLINGS = 256 };
@@ -3642,10 +3896,22 @@ static PyTypeObject HookType = {
 
 /* Access lines ---------------------------------------------------------------------------------- */
 
-enum { LINE = 4096, NUMBERS = 128 };
+enum { LINE = 4096, NUMBERS = 128, FIELDS = 10 };
 
-/* Where a line is put together. */
+/* What all lines with one status share: the text before each field, and behind the last. */
 typedef struct {
+    PyObject *template; /* what it was made of, borrowed; NULL: nothing yet */
+    Py_ssize_t length;
+    const char *ends[FIELDS + 1];
+    char text[LINE];
+} Form;
+
+/* Where lines are put together. */
+typedef struct {
+    Form form;
+    double second; /* of the last line, and the text of it up to its point */
+    size_t moment_length;
+    char moment[NUMBERS];
     char *at;
     char text[LINE];
 } Line;
@@ -3665,147 +3931,174 @@ add_quoted(Line *line, const char *text, size_t length)
     *line->at++ = '"';
 }
 
+/* A number, with zeros before it up to `digits`. */
+static void
+add_number(Line *line, unsigned long long number, int digits)
+{
+    char text[NUMBERS], *at = text + sizeof text;
+    do
+        *--at = (char)('0' + number % 10);
+    while (number /= 10, --digits > 0 || number);
+    add(line, at, text + sizeof text - at);
+}
+
+/* Whether one of eight bytes of ASCII is below a space, a quote, a backslash or DEL. */
+static inline int
+any_special(uint64_t word)
+{
+    const uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
+#define ZERO(bytes) (((bytes) - ones) & ~(bytes))
+    return (((word - ones * ' ') | ZERO(word ^ ones * '"') | ZERO(word ^ ones * '\\')
+             | ZERO(word ^ ones * 0x7f)) & tops) != 0;
+#undef ZERO
+}
+
 /* The characters of a text that JSON writes as they are; NULL for any other. */
 static const char *
 plain_text(PyObject *object, Py_ssize_t *length)
 {
-    if (object == NULL || !PyUnicode_CheckExact(object) || !PyUnicode_IS_COMPACT_ASCII(object))
+    if (object == NULL || !is_ascii(object))
         return NULL;
     const char *text = (const char *)PyUnicode_1BYTE_DATA(object);
     *length = PyUnicode_GET_LENGTH(object);
-    for (Py_ssize_t i = 0; i < *length; i++)
-        if (text[i] < ' ' || text[i] > '~' || text[i] == '"' || text[i] == '\\')
+    uint64_t word;
+    Py_ssize_t left = *length;
+    for (; left >= 8; text += 8, left -= 8) {
+        memcpy(&word, text, 8);
+        if (any_special(word))
             return NULL;
-    return text;
+    }
+    for (; left > 0; text++, left--)
+        if (*text < ' ' || *text > '~' || *text == '"' || *text == '\\')
+            return NULL;
+    return text - *length;
 }
 
-/* The template with the values of an exchange, new reference. NULL without an exception where it
- * takes the function in Python. The template's fields are those of `access_template`, in its order.
+/* The form of a %-template, whose fields are those of `access_template` in its order. 1, or 0: it is
+ * another, or too long.
+ */
+static int
+form_of(Form *form, PyObject *template)
+{
+    form->template = NULL;
+    if (!PyUnicode_IS_COMPACT_ASCII(template) || PyUnicode_GET_LENGTH(template) > LINE)
+        return 0;
+    const char *from = (const char *)PyUnicode_1BYTE_DATA(template); /* with a NUL behind its end */
+    char *to = form->text;
+    int field = 0;
+    for (; *from; from++) {
+        if (*from != '%' || *++from == '%') {
+            *to++ = *from; /* an escaped one, too */
+            continue;
+        }
+        from += strcspn(from, "sd");
+        if (!*from || field == FIELDS)
+            return 0;
+        form->ends[field++] = to;
+    }
+    form->ends[field] = to;
+    form->length = to - form->text;
+    if (field == FIELDS)
+        form->template = template;
+    return field == FIELDS;
+}
+
+/* The second of a moment as its text begins. 1, or 0: it is none that has one. */
+static int
+moment_of(Line *line, double at)
+{
+    struct tm parts;
+    if (!(at >= 0.0 && at < 2e11))
+        return 0;
+    time_t whole = (time_t)at;
+    if (gmtime_r(&whole, &parts) == NULL)
+        return 0;
+    line->moment_length = (size_t)snprintf(line->moment, NUMBERS, "%04d-%02d-%02dT%02d:%02d:%02d.",
+                                           parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday,
+                                           parts.tm_hour, parts.tm_min, parts.tm_sec);
+    line->second = (double)whole;
+    return 1;
+}
+
+/* The line of an exchange, new reference. NULL without an exception where it takes the function in
+ * Python.
  */
 static PyObject *
-line_of(Exchange *x, PyObject *template, double offset, Line *line, double *second, char *moment)
+line_of(Exchange *x, PyObject *template, double offset, Line *line)
 {
-    Py_ssize_t length, id_length, path_length, method_length, endpoint_length, client_length = 0;
+    Py_ssize_t id_length, path_length, method_length, endpoint_length, client_length = 0;
     const char *id = plain_text(x->request_id, &id_length), *path = plain_text(x->path, &path_length);
     const char *method = plain_text(x->method, &method_length);
     const char *endpoint = plain_text(x->endpoint, &endpoint_length);
     const char *client = x->client == Py_None ? "" : plain_text(x->client, &client_length);
     if (id == NULL || path == NULL || method == NULL || endpoint == NULL || client == NULL
-        || x->correlation_id != x->request_id
-        || x->fields != Py_None || !PyUnicode_IS_COMPACT_ASCII(template))
+        || x->correlation_id != x->request_id || x->fields != Py_None)
         return NULL;
-    const char *from = (const char *)PyUnicode_1BYTE_DATA(template);
-    length = PyUnicode_GET_LENGTH(template);
-    if (length > LINE || id_length > LINE || path_length > LINE || method_length > LINE
-        || endpoint_length > LINE || client_length > LINE
-        || length + id_length + path_length + method_length + endpoint_length + client_length
+    const Form *form = &line->form;
+    if (form->template != template && !form_of(&line->form, template))
+        return NULL;
+    if (id_length > LINE || path_length > LINE || method_length > LINE || endpoint_length > LINE
+        || client_length > LINE
+        || form->length + id_length + path_length + method_length + endpoint_length + client_length
                + NUMBERS > LINE)
         return NULL;
-    double at = offset + x->ended, fraction = at - *second, duration = (x->ended - x->started) * 1000.0;
-    if (!(fraction >= 0.0 && fraction < 1.0)) {
-        if (!(at >= 0.0 && at < 2e11))
-            return NULL;
-        time_t whole = (time_t)at;
-        struct tm parts;
-        if (gmtime_r(&whole, &parts) == NULL)
-            return NULL;
-        snprintf(moment, NUMBERS, "%04d-%02d-%02dT%02d:%02d:%02d.", parts.tm_year + 1900,
-                 parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec);
-        *second = (double)whole;
-        fraction = at - *second;
-    }
-    if (!(duration > -1e15 && duration < 1e15))
+    double at = offset + x->ended, fraction = at - line->second, duration = x->ended - x->started;
+    if (!(duration >= 0.0 && duration < 1e9) || x->sent < 0)
         return NULL;
-    char number[NUMBERS];
-    line->at = line->text;
-    for (int field = 0;; field++) {
-        const char *mark = memchr(from, '%', length);
-        if (mark == NULL) {
-            add(line, from, length);
-            break;
-        }
-        add(line, from, mark - from);
-        length -= mark - from + 1;
-        from = mark + 1;
-        if (length && *from == '%') { /* an escaped one */
-            add(line, "%", 1);
-            from++, length--, field--;
-            continue;
-        }
-        size_t skip = strcspn(from, "sdf") + 1; /* the text has a NUL behind its end */
-        if ((Py_ssize_t)skip > length)
+    if (!(fraction >= 0.0 && fraction < 1.0)) {
+        if (!moment_of(line, at))
             return NULL;
-        from += skip;
-        length -= skip;
+        fraction = at - line->second;
+    }
+    unsigned long long micros = (unsigned long long)(duration * 1e6 + 0.5);
+    const char *from = form->text;
+    line->at = line->text;
+    for (int field = 0; field < FIELDS; field++) {
+        add(line, from, form->ends[field] - from);
+        from = form->ends[field];
         switch (field) {
-        case 0:
-            add(line, moment, strlen(moment));
-            break;
-        case 1:
-            add(line, number, snprintf(number, sizeof number, "%03d", (int)(fraction * 1000.0)));
-            break;
-        case 2:
-            add(line, id, id_length);
-            break;
-        case 3:
-            add_quoted(line, method, method_length);
-            break;
-        case 4:
-            add_quoted(line, path, path_length);
-            break;
-        case 5:
-            add_quoted(line, endpoint, endpoint_length);
-            break;
-        case 6: {
-            char *text = PyOS_double_to_string(duration, 'f', 3, 0, NULL);
-            if (text == NULL)
-                return NULL;
-            add(line, text, strlen(text));
-            PyMem_Free(text);
-            break;
-        }
-        case 7:
-            add(line, number, snprintf(number, sizeof number, "%lld", x->sent));
-            break;
-        case 8:
+        case 0: add(line, line->moment, line->moment_length); break;
+        case 1: add_number(line, (unsigned long long)(fraction * 1000.0), 3); break;
+        case 2: add(line, id, id_length); break;
+        case 3: add_quoted(line, method, method_length); break;
+        case 4: add_quoted(line, path, path_length); break;
+        case 5: add_quoted(line, endpoint, endpoint_length); break;
+        case 6: add_number(line, micros / 1000, 1); break;
+        case 7: add_number(line, micros % 1000, 3); break;
+        case 8: add_number(line, (unsigned long long)x->sent, 1); break;
+        case 9:
             if (x->client == Py_None)
                 add(line, "null", 4);
             else
                 add_quoted(line, client, client_length);
-            break;
-        default:
-            return NULL;
         }
     }
+    add(line, from, form->ends[FIELDS] - from);
     PyObject *made = PyUnicode_New(line->at - line->text, 127);
     if (made != NULL)
         memcpy(PyUnicode_1BYTE_DATA(made), line->text, line->at - line->text);
     return made;
 }
 
-/* take_lines(take, templates, offset, lines): appends to `lines` what `take()` gives as long as these
- * are usual exchanges, until it raises IndexError; then None, else the first that is not usual.
+/* take_lines(queue, templates, offset, lines): takes from the queue what it has and appends the lines
+ * of it to `lines`, as long as these are usual exchanges; then None, else the first that is not usual.
  */
 static PyObject *
 speed_take_lines(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 4 || !PyDict_CheckExact(args[1]) || !PyList_CheckExact(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "take_lines(take, templates, offset, lines)");
+    if (count != 4 || !Py_IS_TYPE(args[0], &QueueType) || !PyDict_CheckExact(args[1])
+        || !PyList_CheckExact(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "take_lines(queue, templates, offset, lines)");
         return NULL;
     }
-    double offset = PyFloat_AsDouble(args[2]), second = -HUGE_VAL; /* no moment yet */
-    char moment[NUMBERS];
-    Line line;
+    double offset = PyFloat_AsDouble(args[2]);
     if (offset == -1.0 && PyErr_Occurred())
         return NULL;
-    for (;;) {
-        PyObject *taken = PyObject_CallNoArgs(args[0]);
-        if (taken == NULL) {
-            if (!PyErr_ExceptionMatches(PyExc_IndexError))
-                return NULL;
-            PyErr_Clear();
-            Py_RETURN_NONE;
-        }
+    Line line;
+    line.form.template = NULL;
+    line.second = -HUGE_VAL;
+    PyObject *taken;
+    while ((taken = pull((Queue *)args[0])) != NULL) {
         Exchange *x = (Exchange *)taken;
         if (!PyObject_TypeCheck(taken, &ExchangeType) || x->method == NULL || x->endpoint == NULL
             || x->status == NULL)
@@ -3816,7 +4109,7 @@ speed_take_lines(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
         if (found != NULL && PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2
             && PyUnicode_CheckExact(PyTuple_GET_ITEM(found, 0))
             && PyTuple_GET_ITEM(found, 1) == Py_False)
-            made = line_of(x, PyTuple_GET_ITEM(found, 0), offset, &line, &second, moment);
+            made = line_of(x, PyTuple_GET_ITEM(found, 0), offset, &line);
         Py_XDECREF(found);
         if (made == NULL) {
             if (!PyErr_Occurred())
@@ -3830,6 +4123,7 @@ speed_take_lines(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
         if (failed)
             return NULL;
     }
+    Py_RETURN_NONE;
 }
 
 /* Module --------------------------------------------------------------------------------------- */
@@ -3915,7 +4209,7 @@ speed_exec(PyObject *module)
         {"Shelf", &ShelfType},     {"Hinge", &HingeType},        {"Gate", &GateType},
         {"Start", &StartType},     {"Body", &BodyType},          {"Closer", &CloserType},
         {"Middle", &MiddleType},   {"Entry", &EntryType},
-        {"Turn", &TurnType},
+        {"Turn", &TurnType},       {"Queue", &QueueType},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (PyType_Ready(types[i].type) < 0

@@ -94,7 +94,8 @@ def test_a_line_of_a_batch_is_the_line_of_the_long_way(
 def test_lines_keep_their_own_moments(tmp_path: Path) -> None:
     """They are told apart by when each request ended, not by when the batch was written."""
     bench = Bench(tmp_path)
-    bench.log.queue.extend([exchange(ended=99.0), exchange(ended=99.9), exchange(ended=100.0)])
+    for ended in (99.0, 99.9, 100.0):
+        bench.log.queue.append(exchange(ended=ended))
     bench.log.drain()
     assert [line["timestamp"][-5:] for line in bench.lines()] == [
         ".250Z",
@@ -116,7 +117,8 @@ def test_lines_below_what_is_asked_for_are_left_out(
     settings: dict[str, Any], statuses: list[int], tmp_path: Path
 ) -> None:
     bench = Bench(tmp_path, **settings)
-    bench.log.queue.extend([exchange(status=status) for status in (200, 404, 500)])
+    for status in (200, 404, 500):
+        bench.log.queue.append(exchange(status=status))
     bench.log.drain()
     assert [line["status_code"] for line in bench.lines()] == statuses
 

@@ -139,9 +139,9 @@ def access_template(
     urgent; it gives None where such lines are not wanted.
 
     A template takes: the text of the second up to its point, milliseconds, the request id, method,
-    path and endpoint as JSON, the duration in milliseconds, the size, the client as JSON. It is
-    for lines with one id and no bound fields. There are none (None instead of a function) for the
-    console.
+    path and endpoint as JSON, the whole milliseconds of the duration and the microseconds beyond
+    them, the size, the client as JSON. It is for lines with one id and no bound fields. There are
+    none (None instead of a function) for the console.
     """
     if settings.access == "off" or console_wanted(settings, environment, sink):
         return None
@@ -161,7 +161,7 @@ def access_template(
         head = pieces[0].replace("%", "%%")
         text = (
             f'{start}%s%03d{head}"%s"{key("method")}%s{key("path")}%s{key("endpoint")}%s'
-            f"{key('status_code')}{int(status)}{key('duration_ms')}%.3f{key('size')}%d"
+            f"{key('status_code')}{int(status)}{key('duration_ms')}%d.%03d{key('size')}%d"
             f"{key('client')}%s}}"
         )
         return text, pieces[3]

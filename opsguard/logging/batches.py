@@ -52,7 +52,7 @@ class AccessLog:
         unmatched: str,
         batch: bool = True,
     ) -> None:
-        self.queue: deque[Exchange] = deque()
+        self.queue: deque[Exchange] = deque() if speed is None else speed.Queue()
         self.most = BATCH if batch else 1
         """So many in the queue are a batch."""
         self._line = line(lambda: self._moment)
@@ -90,7 +90,7 @@ class AccessLog:
             try:
                 if fast is None:
                     exchange = take()
-                elif (exchange := fast(take, templates, offset, lines)) is None:
+                elif (exchange := fast(self.queue, templates, offset, lines)) is None:
                     break
             except IndexError:
                 break
@@ -118,6 +118,7 @@ class AccessLog:
             template, hurry = found
             urgent = urgent or hurry
             client = exchange.client
+            micros = int((ended - exchange.started) * 1e6 + 0.5)
             lines.append(
                 template
                 % (
@@ -127,7 +128,8 @@ class AccessLog:
                     quote(exchange.method),
                     quote(exchange.path),
                     quote(exchange.endpoint or unmatched),
-                    (ended - exchange.started) * 1000.0,
+                    micros // 1000,
+                    micros % 1000,
                     exchange.sent,
                     "null" if client is None else quote(client),
                 )
