@@ -1774,11 +1774,14 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
     Holder *port; /* a Hinge */
-    PyObject *app, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect;
+    PyObject *app, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect, *alone;
+    PyObject *sender; /* the type whose method `send` was the last time, and what `alone` said of it */
+    int sender_alone;
 } Edge;
 
 #define EDGE_OBJECTS(X) \
-    X(app) X(port) X(http) X(key) X(endpoint) X(label) X(reply) X(failed) X(observed) X(collect)
+    X(app) X(port) X(http) X(key) X(endpoint) X(label) X(reply) X(failed) X(observed) X(collect) \
+    X(alone)
 
 /* What an app is given for `send`. */
 typedef struct {
@@ -2214,6 +2217,25 @@ call_app(Watch *self, Door *door)
     return awaitable;
 }
 
+/* As alone() of opsguard_asgi.edge; -1 with an exception. A server's requests all have `send` from one
+ * type, so it is asked once.
+ */
+static int
+is_alone(Edge *edge, PyObject *send)
+{
+    PyObject *type = PyMethod_Check(send) ? (PyObject *)Py_TYPE(PyMethod_GET_SELF(send)) : NULL;
+    if (type == NULL || type == edge->sender)
+        return type != NULL && edge->sender_alone;
+    PyObject *said = PyObject_CallOneArg(edge->alone, send);
+    int alone = said == NULL ? -1 : said == Py_True;
+    Py_XDECREF(said);
+    if (alone >= 0) {
+        put(&edge->sender, type);
+        edge->sender_alone = alone;
+    }
+    return alone;
+}
+
 /* Whatever happened, this is over: as the `finally` blocks. 0, or -1 if that failed too. */
 static int
 leave(Watch *self)
@@ -2231,8 +2253,9 @@ leave(Watch *self)
         failed = finish_exchange(core, x);
     } else {
         failed = x->closed ? 0 : close_exchange(core, x);
-        PyObject *token = failed ? NULL : PyContextVar_Set(core->current, Py_None);
-        if (token == NULL)
+        int alone = failed ? -1 : is_alone(self->edge, self->send);
+        PyObject *token = alone ? NULL : PyContextVar_Set(core->current, Py_None);
+        if (alone <= 0 && token == NULL)
             failed = -1;
         Py_XDECREF(token);
     }
@@ -2555,10 +2578,11 @@ static PyObject *
 edge_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"app",   "port",  "http",   "key",      "endpoint",
-                           "label", "reply", "failed", "observed", "collect", NULL};
-    PyObject *app, *port, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUOOOOOO", keys, &app, &HingeType, &port,
-                                     &http, &key, &endpoint, &label, &reply, &failed, &observed, &collect))
+                           "label", "reply", "failed", "observed", "collect", "alone", NULL};
+    PyObject *app, *port, *http, *key, *endpoint, *label, *reply, *failed, *observed, *collect, *alone;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUOOOOOOO", keys, &app, &HingeType, &port,
+                                     &http, &key, &endpoint, &label, &reply, &failed, &observed,
+                                     &collect, &alone))
         return NULL;
     Edge *self = (Edge *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -2572,6 +2596,7 @@ static int
 edge_traverse(Edge *self, visitproc visit, void *arg)
 {
     EDGE_OBJECTS(VISIT)
+    Py_VISIT(self->sender);
     return 0;
 }
 
@@ -2579,6 +2604,7 @@ static int
 edge_clear(Edge *self)
 {
     EDGE_OBJECTS(CLEAR)
+    Py_CLEAR(self->sender);
     return 0;
 }
 
@@ -2715,6 +2741,11 @@ static PyMethodDef start_methods[] = {
 static PyObject *
 code_of(PyObject *status)
 {
+    if (is_ascii(status) && PyUnicode_GET_LENGTH(status) >= 3) {
+        const Py_UCS1 *text = PyUnicode_1BYTE_DATA(status);
+        if (Py_ISDIGIT(text[0]) && Py_ISDIGIT(text[1]) && Py_ISDIGIT(text[2]))
+            return PyLong_FromLong(100 * (text[0] - '0') + 10 * (text[1] - '0') + text[2] - '0');
+    }
     PyObject *digits = PySequence_GetSlice(status, 0, 3);
     if (digits == NULL)
         return NULL;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from opsguard.accelerator import _found, limits, shared, speed
 from opsguard.context import current
 from opsguard.ids import valid
 from opsguard_asgi import PROTOCOL, serve
+from opsguard_asgi.edge import alone
 
 built = pytest.mark.skipif(speed is None, reason="opsguard._speed was not built")
 
@@ -296,6 +298,106 @@ def test_wrong_arguments_are_refused() -> None:
         speed.take_lines(1, 2, 3, 4)
     with pytest.raises(TypeError):
         speed.Watch()
+
+
+def test_each_of_many_routes_and_statuses_is_counted_for_itself(tmp_path: Path) -> None:
+    """More than are found without the dictionary, in turn, and texts that are new each time."""
+
+    async def by_path(scope: Any, receive: Any, send: Any) -> None:
+        status = int(scope["path"].rpartition("/")[2])
+        start = "".join(["http.response", ".start"])
+        await send({"type": start, "status": status, "headers": []})
+        await send({"type": "".join(["http.response", ".body"]), "body": b""})
+
+    ops = OpsGuard("t", logging={"access": "off"}, metrics={"max_series": 2000})
+    port = ops.runtime().port(PROTOCOL)
+    edge = serve(by_path, port, endpoint=lambda scope: "".join(scope["path"].rpartition("/")[:1]))
+
+    async def no_message() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def nowhere(message: Message) -> None:
+        return None
+
+    wanted: dict[tuple[str, str, str], int] = {}
+    for turn in range(3):
+        for number in range(100):
+            endpoint = f"/é{number}" if number % 10 == 0 else f"/route-{number:03}"
+            for method in ("GET", "POST", "BREW"):
+                for status in (200, 404, 201)[: turn + 1]:
+                    asked = {"type": "http", "method": method, "path": f"{endpoint}/{status}"}
+                    drive(edge({**asked, "headers": []}, no_message, nowhere))  # type: ignore[arg-type]
+                    key = (method if method != "BREW" else "_OTHER", endpoint, str(status))
+                    wanted[key] = wanted.get(key, 0) + 1
+    counted = {
+        (sample.labels["method"], sample.labels["endpoint"], sample.labels["status"]): sample.value
+        for family in ops.metrics.collect()
+        for sample in family.samples
+        if sample.name == "http_requests_total"
+    }
+    assert counted == wanted
+    sums = {
+        sample.labels["endpoint"]: sample.value
+        for family in ops.metrics.collect()
+        for sample in family.samples
+        if sample.name == "http_request_duration_seconds_count" and sample.labels["method"] == "GET"
+    }
+    assert set(sums.values()) == {6.0}
+
+
+def test_only_the_probes_are_muted(tmp_path: Path) -> None:
+    """Also where another endpoint looks like one at a glance."""
+
+    async def fine(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    log = tmp_path / "log"
+    ops = OpsGuard("t", environment="production", logging={"file": str(log), "format": "json"})
+    edge = serve(fine, ops.runtime().port(PROTOCOL), endpoint=lambda scope: str(scope["path"]))
+
+    async def nowhere(message: Message) -> None:
+        return None
+
+    paths = ["/health", "/abcdeh", "/livez", "/other", "/metrix", "/", "/héalth"]
+    for path in paths:
+        drive(edge(scope(path), Pause, nowhere))  # type: ignore[arg-type]
+    ops.runtime().sink.flush()
+    logged = [json.loads(line)["endpoint"] for line in log.read_text().splitlines()]
+    assert logged == ["/abcdeh", "/other", "/metrix", "/", "/héalth"]
+
+
+@built
+def test_the_queue_keeps_the_order_and_grows() -> None:
+    queue = speed.Queue()
+    items = [object() for _ in range(1000)]
+    taken = []
+    for number, one in enumerate(items):
+        queue.append(one)
+        if number % 3 == 0:
+            taken.append(queue.popleft())
+    assert len(queue) == 1000 - len(taken)
+    while queue:
+        taken.append(queue.popleft())
+    assert taken == items
+    with pytest.raises(IndexError):
+        queue.popleft()
+    counts = [sys.getrefcount(one) for one in items]
+    for one in items:
+        queue.append(one)
+    queue.append(queue)  # a ring that the collector has to find
+    queue.clear()
+    assert [sys.getrefcount(one) for one in items] == counts
+    assert len(queue) == 0
+
+
+def test_the_context_is_left_to_a_server_that_ends_it() -> None:
+    from uvicorn.protocols.http.h11_impl import RequestResponseCycle
+
+    cycle = object.__new__(RequestResponseCycle)
+    assert alone(cycle.send)
+    assert not alone(cycle.__init__.__func__)  # type: ignore[misc]
+    assert not alone([].append)  # type: ignore[arg-type]
 
 
 @built

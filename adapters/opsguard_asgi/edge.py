@@ -102,7 +102,8 @@ def serve(
         finally:
             if not exchange.closed:
                 exchange.close()
-            current.set(None)
+            if not alone(send):
+                current.set(None)
 
     async def instead(exchange: Exchange, scope: Scope, receive: Receive, respond: Send) -> None:
         """Send an answer of ours, unless it turns out that the app is to answer."""
@@ -128,6 +129,7 @@ def serve(
         failed=_failed,
         observed=_observed,
         collect=collect,
+        alone=alone,
     )
     return twin
 
@@ -157,6 +159,14 @@ async def _last(exchange: Exchange, send: Send, message: Message) -> None:
         # Cancelled here is complete too: frameworks that watch for a disconnect cancel the sender
         # as soon as the server has taken the last byte and says so.
         exchange.finish()
+
+
+def alone(send: Send) -> bool:
+    """Whether the server runs each request in a task of its own: the context ends with that, and
+    nobody has to clear it. uvicorn does, and is known by what its `send` belongs to.
+    """
+    module = type(getattr(send, "__self__", None)).__module__
+    return isinstance(module, str) and module.startswith("uvicorn.protocols.http.")
 
 
 def _size_of(path: str) -> int:
