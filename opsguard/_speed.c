@@ -2253,9 +2253,9 @@ leave(Watch *self)
         failed = finish_exchange(core, x);
     } else {
         failed = x->closed ? 0 : close_exchange(core, x);
-        int alone = failed ? -1 : is_alone(self->edge, self->send);
+        int alone = failed ? 1 : is_alone(self->edge, self->send);
         PyObject *token = alone ? NULL : PyContextVar_Set(core->current, Py_None);
-        if (alone <= 0 && token == NULL)
+        if (alone < 0 || (alone == 0 && token == NULL))
             failed = -1;
         Py_XDECREF(token);
     }

@@ -165,7 +165,7 @@ def alone(send: Send) -> bool:
     """Whether the server runs each request in a task of its own: the context ends with that, and
     nobody has to clear it. uvicorn does, and is known by what its `send` belongs to.
     """
-    module = type(getattr(send, "__self__", None)).__module__
+    module: object = type(getattr(send, "__self__", None)).__module__  # what a class says it is
     return isinstance(module, str) and module.startswith("uvicorn.protocols.http.")
 
 
