@@ -313,7 +313,7 @@ holder_dealloc(Holder *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-#define HOLDER(Name, attribute, text) \
+#define HOLDER(Name, attribute, methods, text) \
     static PyMemberDef Name##_members[] = { \
         {attribute, T_OBJECT_EX, offsetof(Holder, held), 0, NULL}, \
         {NULL}, \
@@ -328,10 +328,65 @@ holder_dealloc(Holder *self)
         .tp_traverse = (traverseproc)holder_traverse, \
         .tp_clear = (inquiry)holder_clear, \
         .tp_members = Name##_members, \
+        .tp_methods = methods, \
     };
 
-HOLDER(Shelf, "cells", "Base of a store: where its cells are now.")
-HOLDER(Hinge, "door", "Base of a port: its door now.")
+HOLDER(Shelf, "cells", NULL, "Base of a store: where its cells are now.")
+HOLDER(Hinge, "door", NULL, "Base of a port: its door now.")
+
+/* Front: what serves is held as above, and a call is nothing but a call of that ----------------------
+ *
+ * Its classes say so in Python, by a `__call__` that servers look at and that can be overridden or
+ * patched. A frame of it on each request is saved by `straight`.
+ */
+
+static PyObject *
+front_call(Holder *self, PyObject *args, PyObject *kwargs)
+{
+    if (self->held == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "_serve");
+        return NULL;
+    }
+    PyObject *serve = Py_NewRef(self->held), *result; /* it may put another in its place */
+    if (kwargs == NULL || PyDict_GET_SIZE(kwargs) == 0)
+        result = PyObject_Vectorcall(serve, &PyTuple_GET_ITEM(args, 0), PyTuple_GET_SIZE(args), NULL);
+    else
+        result = PyObject_Call(serve, args, kwargs);
+    Py_DECREF(serve);
+    return result;
+}
+
+/* As Python has it for `__slots__`. What a type in C holds it would not copy by itself. */
+static PyObject *
+front_state(Holder *self, PyObject *Py_UNUSED(nothing))
+{
+    PyObject *attributes = PyObject_GetAttrString((PyObject *)self, "__dict__");
+    if (attributes == NULL || self->held == NULL)
+        return attributes;
+    return Py_BuildValue("N{sO}", attributes, "_serve", self->held);
+}
+
+static PyMethodDef front_methods[] = {
+    {"__getstate__", (PyCFunction)front_state, METH_NOARGS, NULL},
+    {NULL},
+};
+
+HOLDER(Front, "_serve", front_methods, "Base of what is called for each request: what serves now.")
+
+/* Sets the slot of this class only. A class below it, and a `__call__` that is put into it later, get
+ * Python's own again, and are called.
+ */
+static PyObject *
+front_straight(PyObject *Py_UNUSED(module), PyObject *class)
+{
+    if (!PyType_Check(class) || class == (PyObject *)&FrontType
+        || !PyType_IsSubtype((PyTypeObject *)class, &FrontType)) {
+        PyErr_SetString(PyExc_TypeError, "straight() takes a class below Front");
+        return NULL;
+    }
+    ((PyTypeObject *)class)->tp_call = (ternaryfunc)front_call;
+    return Py_NewRef(class);
+}
 
 static Exchange *
 as_exchange(PyObject *object)
@@ -2531,6 +2586,56 @@ static PyMethodDef watch_methods[] = {
     {NULL},
 };
 
+/* What `inspect` and event loops ask a coroutine for: without these, a library that insists on one
+ * takes no request for a task. There is no frame, so one that is not begun has the state of a closed
+ * one, which is as well not to be cancelled.
+ */
+
+static PyObject *
+watch_class(PyObject *Py_UNUSED(self), void *Py_UNUSED(unused))
+{
+    return Py_NewRef(&PyCoro_Type);
+}
+
+static PyObject *
+watch_name(PyObject *Py_UNUSED(self), void *Py_UNUSED(unused))
+{
+    return PyUnicode_FromString("opsguard");
+}
+
+static PyObject *
+watch_frame(PyObject *Py_UNUSED(self), void *Py_UNUSED(unused))
+{
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+watch_running(Watch *self, void *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(self->running);
+}
+
+static PyObject *
+watch_suspended(Watch *self, void *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(self->state == BEGUN && !self->running);
+}
+
+static PyGetSetDef watch_attributes[] = {
+    {"__class__", watch_class},
+    {"__name__", watch_name},
+    {"__qualname__", watch_name},
+    {"cr_frame", watch_frame},
+    {"cr_running", (getter)watch_running},
+    {"cr_suspended", (getter)watch_suspended},
+    {NULL},
+};
+
+static PyMemberDef watch_members[] = {
+    {"cr_await", T_OBJECT, offsetof(Watch, inner), READONLY, NULL},
+    {NULL},
+};
+
 static PyAsyncMethods watch_async = {.am_await = watch_await, .am_send = (sendfunc)watch_send};
 
 static PyTypeObject WatchType = {
@@ -2544,6 +2649,8 @@ static PyTypeObject WatchType = {
     .tp_traverse = (traverseproc)watch_traverse,
     .tp_clear = (inquiry)watch_clear,
     .tp_methods = watch_methods,
+    .tp_getset = watch_attributes,
+    .tp_members = watch_members,
 };
 
 /* Edge */
@@ -4176,6 +4283,7 @@ static PyMethodDef speed_functions[] = {
     {"fresh", speed_fresh, METH_NOARGS, "As ids.fresh."},
     {"take_lines", (PyCFunction)(void (*)(void))speed_take_lines, METH_FASTCALL,
      "The usual lines of AccessLog.drain."},
+    {"straight", front_straight, METH_O, "As calls.straight."},
     {NULL},
 };
 
@@ -4238,6 +4346,7 @@ speed_exec(PyObject *module)
         {"Core", &CoreType},       {"Door", &DoorType},          {"Edge", &EdgeType},
         {"Hook", &HookType},       {"Respond", &RespondType},    {"Watch", &WatchType},
         {"Shelf", &ShelfType},     {"Hinge", &HingeType},        {"Gate", &GateType},
+        {"Front", &FrontType},
         {"Start", &StartType},     {"Body", &BodyType},          {"Closer", &CloserType},
         {"Middle", &MiddleType},   {"Entry", &EntryType},
         {"Turn", &TurnType},       {"Queue", &QueueType},

@@ -25,6 +25,7 @@ FLOORS: dict[str, set[str]] = {
     "values": {
         "accelerator",
         "addresses",
+        "calls",
         "clock",
         "context",
         "enforcing",

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
+import inspect
 import json
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from asgiref.compatibility import is_double_callable
+from starlette.testclient import TestClient
+from uvicorn import Config
 
 import opsguard_asgi
 from opsguard import Exchange, OpsGuard, Response
+from opsguard.accelerator import speed
 from opsguard.context import current
 from opsguard.metrics.http import HttpMetrics
 from opsguard.testing import Request, call_asgi
@@ -830,6 +839,173 @@ def test_a_fault_of_ours_in_a_websockets_start_is_counted_and_hidden(
     assert guarded.run(wire, socket()) is None
     assert wire.sent[0]["type"] == "websocket.accept"
     assert guarded.total("opsguard_internal_errors_total") == 1.0
+
+
+# --- the app that is served
+
+
+def test_whoever_asks_takes_it_for_an_asgi3_app(tmp_path: Path) -> None:
+    """uvicorn, asgiref, Starlette's test client and hypercorn look at `__call__`."""
+    app = Guarded(tmp_path, sending(start(), body())).app
+    config = Config(app, interface="auto", lifespan="off", log_config=None)
+    config.load()
+    assert config.interface == "asgi3"
+    assert not is_double_callable(app)
+    assert TestClient(app).get("/a").status_code == 200
+    assert inspect.iscoroutinefunction(app.__call__)
+    assert inspect.iscoroutinefunction(type(app).__call__)
+
+
+def test_a_wrapper_that_takes_its_name_takes_no_more_of_it(tmp_path: Path) -> None:
+    """As granian's, which is a plain function under `functools.wraps`."""
+    app: Any = Guarded(tmp_path, sending(start(), body())).app
+
+    @functools.wraps(app)
+    def wrapper() -> str:
+        return "wrapped"
+
+    assert wrapper.__call__() == "wrapped"
+
+
+def test_the_apps_attributes_can_be_reached_and_a_copy_serves(tmp_path: Path) -> None:
+    class App:
+        title = "Shop"
+        serve = "the app's own"
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await sending(start(), body(b"abc"))(scope, receive, send)
+
+    guarded = Guarded(tmp_path, App())
+    for app in (guarded.app, copy.copy(guarded.app)):
+        assert (app.title, app.serve) == ("Shop", "the app's own")
+        with pytest.raises(AttributeError):
+            _ = app.absent
+        for _ in range(2):
+            assert call_asgi(app, Request("/a")).body == b"abc"
+    assert len(guarded.lines()) == 4
+
+
+def test_a_class_below_it_may_call_it(tmp_path: Path) -> None:
+    class Mine(opsguard_asgi.Guarded):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await super().__call__({**scope, "path": "/mine"}, receive, send)
+
+    guarded = Guarded(tmp_path, sending(start(), body()))
+    app = Mine(guarded.app.app, guarded.ops, lambda scope: scope["path"])
+    for _ in range(2):
+        assert call_asgi(app, Request("/a")).status == 200
+    assert [line["endpoint"] for line in guarded.lines()] == ["/mine"] * 2
+
+
+def test_its_arguments_may_be_given_by_name(tmp_path: Path) -> None:
+    guarded, wire = Guarded(tmp_path, sending(start(), body())), Wire()
+    for _ in range(2):
+        asyncio.run(guarded.app(scope=scope_of(), receive=wire.receive, send=wire.send))  # type: ignore[arg-type]
+    assert len(guarded.lines()) == 2
+
+
+async def in_a_task(app: App, *given: Any) -> None:
+    await asyncio.create_task(app(*given))  # type: ignore[arg-type]
+
+
+async def in_asyncios_group(app: App, *given: Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(app(*given), name="one")  # type: ignore[arg-type]
+
+
+async def in_anyios_group(app: App, *given: Any) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(app, *given)
+
+
+async def gathered(app: App, *given: Any) -> None:
+    await asyncio.gather(app(*given))
+
+
+async def with_a_limit(app: App, *given: Any) -> None:
+    await asyncio.wait_for(app(*given), 10)
+
+
+@pytest.mark.parametrize(
+    "way", [in_a_task, in_asyncios_group, in_anyios_group, gathered, with_a_limit]
+)
+def test_it_may_be_run_in_any_way_that_asyncio_has(way: Any, tmp_path: Path) -> None:
+    guarded, wire = Guarded(tmp_path, sending(start(), body(b"abc"))), Wire()
+
+    async def run() -> None:
+        for _ in range(2):
+            await way(guarded.app, scope_of(), wire.receive, wire.send)
+
+    asyncio.run(run())
+    assert [line["size"] for line in guarded.lines()] == [3, 3]
+
+
+def test_what_it_returns_is_a_coroutine_in_each_of_its_states(tmp_path: Path) -> None:
+    """anyio 4.8 insists on one for a task, and asks for its state before it cancels it."""
+    inside: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/states":
+            inside.append(inspect.getcoroutinestate(call))
+            await asyncio.sleep(0)
+
+    guarded, wire = Guarded(tmp_path, app), Wire()
+    guarded.run(wire)  # the first call of all takes another way
+    call: Any = guarded.app(scope_of(path="/states"), wire.receive, wire.send)
+    assert inspect.iscoroutine(call)
+    assert asyncio.iscoroutine(call)
+    assert inspect.isawaitable(call)
+    assert isinstance(call.__name__, str)
+    assert isinstance(call.__qualname__, str)
+    assert call.cr_await is None
+    assert inspect.getcoroutinestate(call) in {"CORO_CREATED", "CORO_CLOSED"}
+    call.send(None)
+    assert inspect.getcoroutinestate(call) == "CORO_SUSPENDED"
+    assert inspect.isawaitable(call.cr_await)
+    call.close()
+    assert inside == ["CORO_RUNNING"]
+    assert inspect.getcoroutinestate(call) == "CORO_CLOSED"
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before its first step", "while it waits"])
+def test_an_anyio_group_can_be_cancelled(begun: bool, tmp_path: Path) -> None:
+    waits: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/waits":
+            waits.append(True)
+            await asyncio.Event().wait()
+
+    guarded, wire = Guarded(tmp_path, app), Wire()
+    guarded.run(wire)  # the first call of all takes another way
+
+    async def run() -> None:
+        async with anyio.create_task_group() as group:
+            scope = scope_of(path="/waits")
+            group.start_soon(guarded.app, scope, wire.receive, wire.send)
+            while begun and not waits:
+                await asyncio.sleep(0)
+            group.cancel_scope.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert [line["status_code"] for line in guarded.lines()] == [500, 499]
+
+
+@pytest.mark.skipif(speed is None, reason="opsguard._speed was not built")
+def test_no_frame_of_ours_is_between_the_server_and_the_app(tmp_path: Path) -> None:
+    frames: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        frames.append(sys._getframe(1).f_code)
+
+    guarded, wire = Guarded(tmp_path, app), Wire()
+
+    async def serve() -> None:
+        for _ in range(2):
+            await guarded.app(scope_of(), wire.receive, wire.send)
+
+    asyncio.run(serve())
+    assert frames[1] is serve.__code__
 
 
 # --- work off the loop

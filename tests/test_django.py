@@ -33,6 +33,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 import opsguard_django
 from opsguard import DeclarationError, OpsGuard, Response
+from opsguard.accelerator import speed
 from opsguard.context import current
 from opsguard.testing import Request, call_asgi, call_wsgi
 from opsguard_django.project import project_ops
@@ -538,6 +539,34 @@ def test_two_of_the_middleware_count_once(eyes: Eyes) -> None:
             assert get("/a").status_code == 200
     assert eyes.total("http_requests_total") == 2.0
     assert eyes.endpoints() == ["/a", "/a"]
+
+
+class Mine(OpsGuardMiddleware):
+    """What a project may make of it."""
+
+    def __call__(self, request: HttpRequest) -> Any:
+        request.path_info = "/a"
+        return super().__call__(request)
+
+
+@CLIENTS
+def test_a_class_below_the_middleware_may_call_it(get: Get, eyes: Eyes) -> None:
+    with project(eyes.ops, path("a", view), middleware=[f"{__name__}.Mine"]):
+        assert [get("/b").status_code for _ in range(2)] == [200, 200]
+    assert eyes.endpoints() == ["/a", "/a"]
+
+
+@pytest.mark.skipif(speed is None, reason="opsguard._speed was not built")
+def test_no_frame_of_ours_is_between_django_and_the_next_middleware(eyes: Eyes) -> None:
+    frames: list[Any] = []
+
+    def serve(request: HttpRequest) -> HttpResponse:
+        frames.append(sys._getframe(1).f_code)
+        return HttpResponse()
+
+    with project(eyes.ops):
+        OpsGuardMiddleware(serve)(RequestFactory().get("/a")).close()
+    assert frames == [sys._getframe().f_code]
 
 
 def test_a_request_outside_of_an_edge_is_left_alone(eyes: Eyes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import opsguard_wsgi
 from opsguard import Exchange, OpsGuard, Response
+from opsguard.accelerator import speed
 from opsguard.context import current
 from opsguard.testing import Request, call_wsgi
 from opsguard_wsgi import KEY
@@ -660,3 +662,63 @@ def test_a_refusal_by_a_handlers_wrapper_gives_back_what_edge_and_default_took(
     assert rarely == ["200 OK", *["429 Too Many Requests"] * 3]
     server = guarded.run(environ_of(QUERY_STRING=""))
     assert server.header("x-ratelimit-remaining") == ["8"]  # of the ten: one each
+
+
+# --- the app that is served
+
+
+def test_the_apps_attributes_can_be_reached_and_a_copy_serves(tmp_path: Path) -> None:
+    class App:
+        name = "shop"
+        serve = "the app's own"
+
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            return answering([b"abc"])(environ, start_response)
+
+    guarded = Guarded(tmp_path, App())
+    for app in (guarded.app, copy.copy(guarded.app)):
+        assert (app.name, app.serve) == ("shop", "the app's own")
+        with pytest.raises(AttributeError):
+            _ = app.absent
+        for _ in range(2):
+            assert call_wsgi(app, Request("/a")).body == b"abc"
+    assert guarded.total("http_requests_total") == 4.0
+
+
+def test_its_arguments_may_be_given_by_name(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, answering([b"abc"]))
+    for _ in range(2):
+        found = guarded.app(environ=environ_of(), start_response=Server().start_response)
+        assert b"".join(found) == b"abc"
+    assert guarded.total("http_requests_total") == 2.0
+
+
+def test_a_class_below_it_may_call_it(tmp_path: Path) -> None:
+    class Mine(opsguard_wsgi.Guarded):
+        def __call__(self, environ: Any, start_response: Any) -> Any:
+            return super().__call__({**environ, "PATH_INFO": "/mine"}, start_response)
+
+    ops = made(tmp_path)
+    app = Mine(answering([b"abc"]), ops, lambda environ: environ["PATH_INFO"])
+    for _ in range(2):
+        assert call_wsgi(app, Request("/a")).status == 200
+    found = parse("".join([text for _, text in ops.metrics.expose(False)]))
+    assert [
+        (v, ("endpoint", "/mine") in labels)
+        for (name, labels), v in found.items()
+        if name == "http_requests_total"
+    ] == [(2.0, True)]
+
+
+@pytest.mark.skipif(speed is None, reason="opsguard._speed was not built")
+def test_no_frame_of_ours_is_between_the_server_and_the_app(tmp_path: Path) -> None:
+    frames: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        frames.append(sys._getframe(1).f_code)
+        return answering([b"abc"])(environ, start_response)
+
+    guarded = Guarded(tmp_path, app)
+    for _ in range(2):
+        guarded.app(environ_of(), Server().start_response)
+    assert frames[1] is sys._getframe().f_code

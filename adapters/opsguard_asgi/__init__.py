@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from opsguard import OpsGuard
+from opsguard.calls import Front, straight
 from opsguard.inspection import announce
 from opsguard_asgi.edge import instead_of, refuse, send_response, serve
 from opsguard_asgi.labels import label
@@ -27,7 +28,8 @@ __all__ = [
 ]
 
 
-class Guarded:
+@straight
+class Guarded(Front):
     """A guarded ASGI app; the attributes of the app it guards can be reached through it."""
 
     def __init__(self, app: ASGIApp, ops: OpsGuard, endpoint: Label | None) -> None:
@@ -36,7 +38,7 @@ class Guarded:
         self.app = app
         self.ops = ops
         self._guarded = serve(app, runtime.port(PROTOCOL), endpoint=endpoint, label=label)
-        self._serve: ASGIApp = self._first
+        self._serve = self._first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._serve(scope, receive, send)

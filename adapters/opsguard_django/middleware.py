@@ -14,6 +14,7 @@ from django.http.response import HttpResponseBase
 
 from opsguard import Exchange, Response
 from opsguard.accelerator import speed
+from opsguard.calls import Front, straight
 from opsguard.context import current
 from opsguard.exceptions import Refused
 from opsguard.exchange import asettled, settled
@@ -30,7 +31,8 @@ __all__ = ["OpsGuardMiddleware"]
 _NO_SCOPE: dict[str, Any] = {}
 
 
-class OpsGuardMiddleware:
+@straight
+class OpsGuardMiddleware(Front):
     """First in MIDDLEWARE. Holds nothing of a request; safe for any number of threads and tasks.
 
     Views find whose API key a request came with in ``request.opsguard_identity``: None without one.
@@ -49,7 +51,7 @@ class OpsGuardMiddleware:
             runtime.sources.append(project_routes)
         announce_routes(runtime)
         self.process_view: Callable[..., Any] = self._enter
-        self._serve: Callable[[HttpRequest], Any] = self._serve_sync
+        self._serve = self._serve_sync
         got_request_exception.connect(_note_exception, dispatch_uid="opsguard")
         self._async = iscoroutinefunction(get_response)
         if self._async:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from opsguard import OpsGuard
+from opsguard.calls import Front, straight
 from opsguard.inspection import announce
 from opsguard_wsgi.edge import serve
 from opsguard_wsgi.types import KEY, PROTOCOL, ROOT, Environ, Label, StartResponse, WSGIApp
@@ -15,7 +16,8 @@ from opsguard_wsgi.types import KEY, PROTOCOL, ROOT, Environ, Label, StartRespon
 __all__ = ["KEY", "PROTOCOL", "ROOT", "Guarded", "install", "serve"]
 
 
-class Guarded:
+@straight
+class Guarded(Front):
     """A guarded WSGI app; the attributes of the app it guards can be reached through it."""
 
     def __init__(self, app: WSGIApp, ops: OpsGuard, endpoint: Label | None) -> None:
@@ -23,7 +25,7 @@ class Guarded:
         self.ops = ops
         runtime = ops.runtime()
         self._guarded = serve(app, runtime.port(PROTOCOL), endpoint=endpoint)
-        self._serve: WSGIApp = self._first
+        self._serve = self._first
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Any:
         return self._serve(environ, start_response)
