@@ -47,7 +47,7 @@ def chosen(arguments: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     if arguments.quick:
         return {"quick": PROGRAMS["quick"].cases}
     if not arguments.only:
-        return {name: program.cases for name, program in PROGRAMS.items()}
+        return {name: program.cases for name, program in PROGRAMS.items() if program.regular}
     found: dict[str, tuple[str, ...]] = {}
     for wanted in arguments.only:
         name, _, case = wanted.partition(":")

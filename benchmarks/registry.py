@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.program import Program
 from benchmarks.programs import (
+    code,
     features,
     flood,
     gate,
@@ -36,6 +37,7 @@ PROGRAMS: dict[str, Program] = {
         flood.PROGRAM,
         hello.PROGRAM,
         features.PROGRAM,
+        code.PROGRAM,
         primitives.PROGRAM,
         growth.PROGRAM,
         workers.PROGRAM,

@@ -51,6 +51,7 @@ from benchmarks.inprocess import counted_requests, different_answers
 from benchmarks.load import complete, reading, to_one_worker
 from benchmarks.planted import aim, spend
 from benchmarks.program import DEFAULT_PLAN, Program, Record, Table, finished
+from benchmarks.programs import code
 from benchmarks.redis_server import NoRedis, redis
 from benchmarks.registry import PROGRAMS
 
@@ -636,6 +637,44 @@ def test_a_program_shows_every_case_with_its_figures(name: str) -> None:
     shown = report.text(program, found)
     assert "12.5" in shown
     assert "fail" in shown
+
+
+CALLGRIND = """# callgrind format
+events: Ir Dr I1mr
+summary: 0
+fn=(1) main
+0 288
+totals: 57600 288 1440
+"""
+
+
+def test_the_counts_of_a_simulated_run_are_its_totals() -> None:
+    assert code.totals(CALLGRIND) == {"Ir": 57600, "Dr": 288, "I1mr": 1440}
+    with pytest.raises(ValueError, match="no totals"):
+        code.totals("events: Ir\nsummary: 0\n")
+
+
+def test_what_a_request_runs_is_shown_beside_the_bare_page() -> None:
+    bare = {"Ir": 200_000.0, "I1mr": 5_000.0, "D1mr": 3_000.0, "D1mw": 500.0}
+    ours = {"Ir": 225_000.0, "I1mr": 5_681.0, "D1mr": 3_300.0, "D1mw": 550.0}
+    figures = {"/json": {"bare": bare, "guarded": ours}}
+    (table,) = code.tables([{"case": "asgi", "figures": figures}])
+    shown = ("200,000", "25,000", "12.50", "5,000", "681", "3,500", "350")
+    assert table.rows == (("asgi", "/json", *shown),)
+
+
+def test_without_valgrind_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    record = code.measure("asgi", DEFAULT_PLAN)
+    assert record["verdict"] == "void"
+    assert record["objections"] == ["valgrind is not installed"]
+
+
+def test_what_needs_more_than_python_is_run_by_its_name_only() -> None:
+    assert "code" not in command.chosen(command.parser().parse_args([]))
+    assert command.chosen(command.parser().parse_args(["--only", "code:asgi"])) == {
+        "code": ("asgi",)
+    }
 
 
 def test_a_kind_of_limit_is_judged_by_itself() -> None:
