@@ -4,25 +4,49 @@
 Python code beside each use of it does the same. `limits` is `opsguard._limits` on top of it: the
 usual limit and the usual API key. `shared` is `opsguard._shared`, which needs neither: the memory
 in which workers share limits. All need the GIL, the main interpreter, and `elapsed` to be the clock
-that they read themselves. ``OPSGUARD_PURE=1`` in the environment leaves them out.
+that they read themselves. ``OPSGUARD_PURE=1`` in the environment leaves them out, and in a checkout
+of the sources one that was built before they changed is left out, too.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 from opsguard.clock import elapsed
 
 __all__ = ["limits", "shared", "speed"]
 
+_HERE = Path(__file__).parent
+
+
+def _outdated(name: str, folder: Path) -> bool:
+    """Whether a module is older than its sources, which lie beside it in a checkout only."""
+    try:
+        sources = [(folder / file).stat() for file in (f"{name}.c", "_tools.h")]
+        built = (folder / f"{name}{EXTENSION_SUFFIXES[0]}").stat()
+    except OSError:
+        return False
+    if built.st_mtime >= max(source.st_mtime for source in sources):
+        return False
+    warnings.warn(
+        f"opsguard.{name} was built before its sources changed and is left out: build it anew with"
+        " pip install -e .",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return True
+
 
 def _found(name: str, environ: Mapping[str, str]) -> Any:
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    if not gil or environ.get("OPSGUARD_PURE", "0") not in ("", "0"):
+    if not gil or environ.get("OPSGUARD_PURE", "0") not in ("", "0") or _outdated(name, _HERE):
         return None
     try:
         found = import_module(f"opsguard.{name}")
@@ -34,8 +58,10 @@ def _found(name: str, environ: Mapping[str, str]) -> Any:
 
 def _on_top(name: str) -> Any:
     """Another module in C, which needs `speed`."""
+    if speed is None or _outdated(name, _HERE):
+        return None
     try:
-        return None if speed is None else import_module(f"opsguard.{name}")
+        return import_module(f"opsguard.{name}")
     except ImportError:
         return None
 

@@ -13,6 +13,7 @@ import sysconfig
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from opsguard import OpsGuard
-from opsguard.accelerator import _found, limits, shared, speed
+from opsguard.accelerator import _found, _outdated, limits, shared, speed
 from opsguard.context import current
 from opsguard.ids import valid
 from opsguard_asgi import PROTOCOL, serve
@@ -109,6 +110,24 @@ def test_it_is_there_wherever_it_can_be_built(checkout: Path) -> None:
 def test_it_is_left_out_when_the_environment_says_so() -> None:
     assert _found("_speed", {"OPSGUARD_PURE": "1"}) is None
     assert _found("_shared", {"OPSGUARD_PURE": "1"}) is None
+
+
+def test_one_that_is_older_than_its_sources_is_left_out(tmp_path: Path) -> None:
+    built = tmp_path / f"_speed{EXTENSION_SUFFIXES[0]}"
+    header, source = tmp_path / "_tools.h", tmp_path / "_speed.c"
+    assert not _outdated("_speed", tmp_path)  # neither is there
+    for number, file in enumerate((header, source, built)):
+        file.touch()
+        os.utime(file, (1000 + number, 1000 + number))
+    assert not _outdated("_speed", tmp_path)
+    for changed in (header, source):
+        os.utime(changed, (2000, 2000))
+        with pytest.warns(RuntimeWarning, match=r"opsguard\._speed was built before"):
+            assert _outdated("_speed", tmp_path)
+        os.utime(changed, (1000, 1000))
+    source.unlink()  # as installed from a wheel
+    os.utime(header, (2000, 2000))
+    assert not _outdated("_speed", tmp_path)
 
 
 def test_without_it_the_package_works() -> None:
