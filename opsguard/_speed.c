@@ -427,7 +427,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *method, *endpoint, *outcomes;
     Py_ssize_t in_progress, first_byte, received, sent;
-    Py_ssize_t count, total; /* what `outcomes` has for the last status */
+    Py_ssize_t count, total; /* what `outcomes` has for the last status; -1: there was none yet */
     long status;
 } Series;
 
@@ -460,7 +460,7 @@ series_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->first_byte = first_byte;
     self->received = received;
     self->sent = sent;
-    self->status = -1; /* none yet */
+    self->count = -1;
     self->outcomes = PyDict_New();
     if (self->outcomes == NULL)
         Py_CLEAR(self);
@@ -749,7 +749,9 @@ look_up_series(Recorder *self, PyObject *method, PyObject *endpoint)
 static Series *
 series_for(Recorder *self, Exchange *x)
 {
-    PyObject *endpoint = is_set(x->endpoint) ? x->endpoint : self->unmatched;
+    PyObject *endpoint = x->endpoint;
+    if (!is_set(endpoint) || (is_ascii(endpoint) && PyUnicode_GET_LENGTH(endpoint) == 0))
+        endpoint = self->unmatched;
     PyObject *method = x->method == NULL ? Py_None : x->method;
     if (!is_ascii(endpoint) || !is_ascii(method))
         return look_up_series(self, method, endpoint);
@@ -831,7 +833,7 @@ record(Recorder *self, Exchange *x, long number)
         if (series == NULL)
             return -1;
     }
-    if (series->status != number) {
+    if (series->count < 0 || series->status != number) {
         PyObject *status = Py_NewRef(x->status == NULL ? zero : x->status);
         int failed = find_outcome(self, series, status, number);
         Py_DECREF(status);
@@ -971,11 +973,12 @@ queue_popleft(Queue *self, PyObject *Py_UNUSED(nothing))
     return item;
 }
 
+/* What it has now: what a finalizer of one of them puts in is not waited for. */
 static int
 queue_clear(Queue *self)
 {
     PyObject *item;
-    while ((item = pull(self)) != NULL)
+    for (Py_ssize_t left = self->count; left > 0 && (item = pull(self)) != NULL; left--)
         Py_DECREF(item);
     return 0;
 }
@@ -1005,7 +1008,7 @@ static void
 queue_dealloc(Queue *self)
 {
     PyObject_GC_UnTrack(self);
-    queue_clear(self);
+    queue_clear(self); /* nobody can put anything in any more */
     PyMem_Free(self->items);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -1013,7 +1016,7 @@ queue_dealloc(Queue *self)
 static PyMethodDef queue_methods[] = {
     {"append", (PyCFunction)queue_append, METH_O, "Put one at the end."},
     {"popleft", (PyCFunction)queue_popleft, METH_NOARGS, "Take the first; IndexError: there is none."},
-    {"clear", (PyCFunction)queue_clear_method, METH_NOARGS, "Take all."},
+    {"clear", (PyCFunction)queue_clear_method, METH_NOARGS, "Take all that it has."},
     {NULL},
 };
 
@@ -4191,8 +4194,8 @@ line_of(Exchange *x, PyObject *template, double offset, Line *line)
     const char *method = plain_text(x->method, &method_length);
     const char *endpoint = plain_text(x->endpoint, &endpoint_length);
     const char *client = x->client == Py_None ? "" : plain_text(x->client, &client_length);
-    if (id == NULL || path == NULL || method == NULL || endpoint == NULL || client == NULL
-        || x->correlation_id != x->request_id || is_set(x->fields))
+    if (id == NULL || path == NULL || method == NULL || endpoint == NULL || endpoint_length == 0
+        || client == NULL || x->correlation_id != x->request_id || is_set(x->fields))
         return NULL;
     const Form *form = &line->form;
     if (form->template != template && !form_of(&line->form, template))
