@@ -330,7 +330,7 @@ holder_dealloc(Holder *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-#define HOLDER(Name, attribute, methods, text) \
+#define HOLDER(Name, attribute, text) \
     static PyMemberDef Name##_members[] = { \
         {attribute, T_OBJECT_EX, offsetof(Holder, held), 0, NULL}, \
         {NULL}, \
@@ -345,11 +345,10 @@ holder_dealloc(Holder *self)
         .tp_traverse = (traverseproc)holder_traverse, \
         .tp_clear = (inquiry)holder_clear, \
         .tp_members = Name##_members, \
-        .tp_methods = methods, \
     };
 
-HOLDER(Shelf, "cells", NULL, "Base of a store: where its cells are now.")
-HOLDER(Hinge, "door", NULL, "Base of a port: its door now.")
+HOLDER(Shelf, "cells", "Base of a store: where its cells are now.")
+HOLDER(Hinge, "door", "Base of a port: its door now.")
 
 /* Front: what serves is held as above, and a call is nothing but a call of that ----------------------
  *
@@ -373,22 +372,7 @@ front_call(Holder *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-/* As Python has it for `__slots__`. What a type in C holds it would not copy by itself. */
-static PyObject *
-front_state(Holder *self, PyObject *Py_UNUSED(nothing))
-{
-    PyObject *attributes = PyObject_GetAttrString((PyObject *)self, "__dict__");
-    if (attributes == NULL || self->held == NULL)
-        return attributes;
-    return Py_BuildValue("N{sO}", attributes, "_serve", self->held);
-}
-
-static PyMethodDef front_methods[] = {
-    {"__getstate__", (PyCFunction)front_state, METH_NOARGS, NULL},
-    {NULL},
-};
-
-HOLDER(Front, "_serve", front_methods, "Base of what is called for each request: what serves now.")
+HOLDER(Front, "_serve", "Base of what is called for each request: what serves now.")
 
 /* Sets the slot of this class only. A class below it, and a `__call__` that is put into it later, get
  * Python's own again, and are called.
@@ -4380,7 +4364,11 @@ speed_exec(PyObject *module)
         if (PyType_Ready(types[i].type) < 0
             || PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0)
             return -1;
-    return 0;
+    /* As the class in Python has it, which is where `copy` and `pickle` learn of such attributes. */
+    PyObject *slots = Py_BuildValue("(s)", "_serve");
+    int failed = slots == NULL ? -1 : PyDict_SetItemString(FrontType.tp_dict, "__slots__", slots);
+    Py_XDECREF(slots);
+    return failed;
 }
 
 static PyModuleDef_Slot speed_slots[] = {
