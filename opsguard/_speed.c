@@ -2652,6 +2652,7 @@ static PyTypeObject WatchType = {
     .tp_basicsize = sizeof(Watch),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .tp_as_async = &watch_async,
+    .tp_iter = PyObject_SelfIter, /* for `yield from call.__await__()` */
     .tp_iternext = (iternextfunc)watch_next,
     .tp_finalize = watch_finalize,
     .tp_dealloc = (destructor)watch_dealloc,

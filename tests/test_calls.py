@@ -139,7 +139,7 @@ class Drawer(Desk):
 
 @pytest.mark.parametrize(
     "again",
-    [copy.copy, copy.deepcopy, lambda desk: pickle.loads(pickle.dumps(desk))],  # noqa: S301
+    [copy.copy, copy.deepcopy, lambda desk: pickle.loads(pickle.dumps(desk))],
     ids=["copy", "deepcopy", "pickle"],
 )
 def test_a_copy_has_the_slots_of_a_class_below(again: Any) -> None:
