@@ -711,9 +711,11 @@ free_place(Recorder *self, double *cells, Py_ssize_t count, Exchange *x)
     self->free[self->vacant++] = (unsigned char)place;
 }
 
-/* The series of (method, endpoint) as the dictionary of all has it, or as it is made; new reference. */
+/* The series of (method, endpoint) as the dictionary of all has it, or as it is made; new reference. What
+ * is made is not put into `known`: one beyond the limit is not kept, so that each request is counted.
+ */
 static Series *
-look_up_series(Recorder *self, PyObject *method, PyObject *endpoint)
+look_up_series(Recorder *self, PyObject *method, PyObject *endpoint, Known *known)
 {
     PyObject *key = PyTuple_Pack(2, method, endpoint);
     if (key == NULL)
@@ -721,6 +723,11 @@ look_up_series(Recorder *self, PyObject *method, PyObject *endpoint)
     PyObject *found = Py_XNewRef(PyDict_GetItemWithError(self->routes, key));
     if (found == NULL && !PyErr_Occurred())
         found = PyObject_Call(self->resolve, key, NULL);
+    else if (found != NULL && known != NULL && Py_IS_TYPE(found, &SeriesType)) {
+        put(&known->method, method);
+        put(&known->endpoint, endpoint);
+        put((PyObject **)&known->series, found);
+    }
     Py_DECREF(key);
     if (found != NULL && !Py_IS_TYPE(found, &SeriesType)) {
         PyErr_SetString(PyExc_TypeError, "a RouteSeries is needed");
@@ -738,19 +745,13 @@ series_for(Recorder *self, Exchange *x)
         endpoint = self->unmatched;
     PyObject *method = x->method == NULL ? Py_None : x->method;
     if (!is_ascii(endpoint) || !is_ascii(method))
-        return look_up_series(self, method, endpoint);
+        return look_up_series(self, method, endpoint, NULL);
     /* A template has its hash already; a text that has none yet shares a place with those. */
     size_t place = (size_t)((PyASCIIObject *)endpoint)->hash ^ PyUnicode_1BYTE_DATA(method)[0];
     Known *known = &self->known[place % KNOWN];
     if (known->series != NULL && same(method, known->method) && same(endpoint, known->endpoint))
         return (Series *)Py_NewRef(known->series);
-    Series *found = look_up_series(self, method, endpoint);
-    if (found != NULL) {
-        put(&known->method, method);
-        put(&known->endpoint, endpoint);
-        put((PyObject **)&known->series, (PyObject *)found);
-    }
-    return found;
+    return look_up_series(self, method, endpoint, known);
 }
 
 static int

@@ -345,6 +345,25 @@ def test_each_of_many_routes_and_statuses_is_counted_for_itself(tmp_path: Path) 
     assert set(sums.values()) == {6.0}
 
 
+def test_each_request_beyond_the_limit_of_series_is_counted_as_such(tmp_path: Path) -> None:
+    ops = OpsGuard("t", logging={"access": "off"}, metrics={"max_series": 20})
+    edge = serve(answer, ops.runtime().port(PROTOCOL), endpoint=lambda scope: str(scope["path"]))
+
+    async def nowhere(message: Message) -> None:
+        return None
+
+    for number in (*range(50), *[100] * 30):
+        drive(edge(scope(f"/{number}"), Pause, nowhere))  # type: ignore[arg-type]
+    found = {
+        sample.labels["metric"]: sample.value
+        for family in ops.metrics.collect()
+        for sample in family.samples
+        if sample.name == "opsguard_series_overflow_total"
+    }
+    assert found["http_requests_in_progress"] == 60.0
+    assert found["http_requests_total"] == 60.0
+
+
 def test_any_status_is_counted_as_itself(tmp_path: Path) -> None:
     """Also one that no server sends, as the first of its route."""
     given = [-1, 200, -1, True, 200, 2**31]
