@@ -272,7 +272,9 @@ exchange_dealloc(Exchange *self)
 }
 
 /* As above, for a class in Python that adds no attributes: what Python has for classes looks through
- * all of its bases for some.
+ * all of its bases for some. It also bounds the recursion of a chain and looks for a `__del__` that
+ * came later: an exchange holds others through dicts, tuples and exceptions at most, which bound it,
+ * and has none.
  */
 static void
 plain_dealloc(Exchange *self)
@@ -330,7 +332,7 @@ holder_dealloc(Holder *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-#define HOLDER(Name, attribute, methods, text) \
+#define HOLDER(Name, attribute, text) \
     static PyMemberDef Name##_members[] = { \
         {attribute, T_OBJECT_EX, offsetof(Holder, held), 0, NULL}, \
         {NULL}, \
@@ -345,11 +347,10 @@ holder_dealloc(Holder *self)
         .tp_traverse = (traverseproc)holder_traverse, \
         .tp_clear = (inquiry)holder_clear, \
         .tp_members = Name##_members, \
-        .tp_methods = methods, \
     };
 
-HOLDER(Shelf, "cells", NULL, "Base of a store: where its cells are now.")
-HOLDER(Hinge, "door", NULL, "Base of a port: its door now.")
+HOLDER(Shelf, "cells", "Base of a store: where its cells are now.")
+HOLDER(Hinge, "door", "Base of a port: its door now.")
 
 /* Front: what serves is held as above, and a call is nothing but a call of that ----------------------
  *
@@ -373,22 +374,7 @@ front_call(Holder *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-/* As Python has it for `__slots__`. What a type in C holds it would not copy by itself. */
-static PyObject *
-front_state(Holder *self, PyObject *Py_UNUSED(nothing))
-{
-    PyObject *attributes = PyObject_GetAttrString((PyObject *)self, "__dict__");
-    if (attributes == NULL || self->held == NULL)
-        return attributes;
-    return Py_BuildValue("N{sO}", attributes, "_serve", self->held);
-}
-
-static PyMethodDef front_methods[] = {
-    {"__getstate__", (PyCFunction)front_state, METH_NOARGS, NULL},
-    {NULL},
-};
-
-HOLDER(Front, "_serve", front_methods, "Base of what is called for each request: what serves now.")
+HOLDER(Front, "_serve", "Base of what is called for each request: what serves now.")
 
 /* Sets the slot of this class only. A class below it, and a `__call__` that is put into it later, get
  * Python's own again, and are called.
@@ -427,7 +413,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *method, *endpoint, *outcomes;
     Py_ssize_t in_progress, first_byte, received, sent;
-    Py_ssize_t count, total; /* what `outcomes` has for the last status */
+    Py_ssize_t count, total; /* what `outcomes` has for the last status; -1: there was none yet */
     long status;
 } Series;
 
@@ -460,7 +446,7 @@ series_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->first_byte = first_byte;
     self->received = received;
     self->sent = sent;
-    self->status = -1; /* none yet */
+    self->count = -1;
     self->outcomes = PyDict_New();
     if (self->outcomes == NULL)
         Py_CLEAR(self);
@@ -727,9 +713,11 @@ free_place(Recorder *self, double *cells, Py_ssize_t count, Exchange *x)
     self->free[self->vacant++] = (unsigned char)place;
 }
 
-/* The series of (method, endpoint) as the dictionary of all has it, or as it is made; new reference. */
+/* The series of (method, endpoint) as the dictionary of all has it, or as it is made; new reference. What
+ * is made is not put into `known`: one beyond the limit is not kept, so that each request is counted.
+ */
 static Series *
-look_up_series(Recorder *self, PyObject *method, PyObject *endpoint)
+look_up_series(Recorder *self, PyObject *method, PyObject *endpoint, Known *known)
 {
     PyObject *key = PyTuple_Pack(2, method, endpoint);
     if (key == NULL)
@@ -737,6 +725,11 @@ look_up_series(Recorder *self, PyObject *method, PyObject *endpoint)
     PyObject *found = Py_XNewRef(PyDict_GetItemWithError(self->routes, key));
     if (found == NULL && !PyErr_Occurred())
         found = PyObject_Call(self->resolve, key, NULL);
+    else if (found != NULL && known != NULL && Py_IS_TYPE(found, &SeriesType)) {
+        put(&known->method, method);
+        put(&known->endpoint, endpoint);
+        put((PyObject **)&known->series, found);
+    }
     Py_DECREF(key);
     if (found != NULL && !Py_IS_TYPE(found, &SeriesType)) {
         PyErr_SetString(PyExc_TypeError, "a RouteSeries is needed");
@@ -749,22 +742,18 @@ look_up_series(Recorder *self, PyObject *method, PyObject *endpoint)
 static Series *
 series_for(Recorder *self, Exchange *x)
 {
-    PyObject *endpoint = is_set(x->endpoint) ? x->endpoint : self->unmatched;
+    PyObject *endpoint = x->endpoint;
+    if (!is_set(endpoint) || (is_ascii(endpoint) && PyUnicode_GET_LENGTH(endpoint) == 0))
+        endpoint = self->unmatched;
     PyObject *method = x->method == NULL ? Py_None : x->method;
     if (!is_ascii(endpoint) || !is_ascii(method))
-        return look_up_series(self, method, endpoint);
+        return look_up_series(self, method, endpoint, NULL);
     /* A template has its hash already; a text that has none yet shares a place with those. */
     size_t place = (size_t)((PyASCIIObject *)endpoint)->hash ^ PyUnicode_1BYTE_DATA(method)[0];
     Known *known = &self->known[place % KNOWN];
     if (known->series != NULL && same(method, known->method) && same(endpoint, known->endpoint))
         return (Series *)Py_NewRef(known->series);
-    Series *found = look_up_series(self, method, endpoint);
-    if (found != NULL) {
-        put(&known->method, method);
-        put(&known->endpoint, endpoint);
-        put((PyObject **)&known->series, (PyObject *)found);
-    }
-    return found;
+    return look_up_series(self, method, endpoint, known);
 }
 
 static int
@@ -831,7 +820,7 @@ record(Recorder *self, Exchange *x, long number)
         if (series == NULL)
             return -1;
     }
-    if (series->status != number) {
+    if (series->count < 0 || series->status != number) {
         PyObject *status = Py_NewRef(x->status == NULL ? zero : x->status);
         int failed = find_outcome(self, series, status, number);
         Py_DECREF(status);
@@ -971,11 +960,12 @@ queue_popleft(Queue *self, PyObject *Py_UNUSED(nothing))
     return item;
 }
 
+/* What it has now: what a finalizer of one of them puts in is not waited for. */
 static int
 queue_clear(Queue *self)
 {
     PyObject *item;
-    while ((item = pull(self)) != NULL)
+    for (Py_ssize_t left = self->count; left > 0 && (item = pull(self)) != NULL; left--)
         Py_DECREF(item);
     return 0;
 }
@@ -1005,7 +995,7 @@ static void
 queue_dealloc(Queue *self)
 {
     PyObject_GC_UnTrack(self);
-    queue_clear(self);
+    queue_clear(self); /* nobody can put anything in any more */
     PyMem_Free(self->items);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -1013,7 +1003,7 @@ queue_dealloc(Queue *self)
 static PyMethodDef queue_methods[] = {
     {"append", (PyCFunction)queue_append, METH_O, "Put one at the end."},
     {"popleft", (PyCFunction)queue_popleft, METH_NOARGS, "Take the first; IndexError: there is none."},
-    {"clear", (PyCFunction)queue_clear_method, METH_NOARGS, "Take all."},
+    {"clear", (PyCFunction)queue_clear_method, METH_NOARGS, "Take all that it has."},
     {NULL},
 };
 
@@ -2665,6 +2655,7 @@ static PyTypeObject WatchType = {
     .tp_basicsize = sizeof(Watch),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .tp_as_async = &watch_async,
+    .tp_iter = PyObject_SelfIter, /* for `yield from call.__await__()` */
     .tp_iternext = (iternextfunc)watch_next,
     .tp_finalize = watch_finalize,
     .tp_dealloc = (destructor)watch_dealloc,
@@ -4191,8 +4182,8 @@ line_of(Exchange *x, PyObject *template, double offset, Line *line)
     const char *method = plain_text(x->method, &method_length);
     const char *endpoint = plain_text(x->endpoint, &endpoint_length);
     const char *client = x->client == Py_None ? "" : plain_text(x->client, &client_length);
-    if (id == NULL || path == NULL || method == NULL || endpoint == NULL || client == NULL
-        || x->correlation_id != x->request_id || is_set(x->fields))
+    if (id == NULL || path == NULL || method == NULL || endpoint == NULL || endpoint_length == 0
+        || client == NULL || x->correlation_id != x->request_id || is_set(x->fields))
         return NULL;
     const Form *form = &line->form;
     if (form->template != template && !form_of(&line->form, template))
@@ -4377,7 +4368,11 @@ speed_exec(PyObject *module)
         if (PyType_Ready(types[i].type) < 0
             || PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0)
             return -1;
-    return 0;
+    /* As the class in Python has it, which is where `copy` and `pickle` learn of such attributes. */
+    PyObject *slots = Py_BuildValue("(s)", "_serve");
+    int failed = slots == NULL ? -1 : PyDict_SetItemString(FrontType.tp_dict, "__slots__", slots);
+    Py_XDECREF(slots);
+    return failed;
 }
 
 static PyModuleDef_Slot speed_slots[] = {

@@ -364,6 +364,62 @@ def test_each_of_many_routes_and_statuses_is_counted_for_itself(tmp_path: Path) 
     assert set(sums.values()) == {6.0}
 
 
+def test_each_request_beyond_the_limit_of_series_is_counted_as_such(tmp_path: Path) -> None:
+    ops = OpsGuard("t", logging={"access": "off"}, metrics={"max_series": 20})
+    edge = serve(answer, ops.runtime().port(PROTOCOL), endpoint=lambda scope: str(scope["path"]))
+
+    async def nowhere(message: Message) -> None:
+        return None
+
+    for number in (*range(50), *[100] * 30):
+        drive(edge(scope(f"/{number}"), Pause, nowhere))  # type: ignore[arg-type]
+    found = {
+        sample.labels["metric"]: sample.value
+        for family in ops.metrics.collect()
+        for sample in family.samples
+        if sample.name == "opsguard_series_overflow_total"
+    }
+    assert found["http_requests_in_progress"] == 60.0
+    assert found["http_requests_total"] == 60.0
+
+
+def test_any_status_is_counted_as_itself(tmp_path: Path) -> None:
+    """Also one that no server sends, as the first of its route."""
+    given = [-1, 200, -1, True, 200, 2**31]
+
+    async def odd(scope: Any, receive: Any, send: Any) -> None:
+        status = given[int(scope["path"][1:])]
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    host = Host(odd, tmp_path)
+    for number in range(len(given)):
+        drive(host.call(path=f"/{number}"))
+    assert host.counted() == {"-1": 2.0, "200": 2.0, "True": 1.0, str(2**31): 1.0}
+
+
+def test_an_endpoint_without_a_name_is_none(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    ops = OpsGuard("t", environment="production", logging={"file": str(log), "format": "json"})
+    edge = serve(answer, ops.runtime().port(PROTOCOL), endpoint=lambda scope: "")
+
+    async def nowhere(message: Message) -> None:
+        return None
+
+    for _ in range(2):  # the first line of a status is made in Python
+        drive(edge(scope(), Pause, nowhere))  # type: ignore[arg-type]
+    ops.runtime().sink.flush()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["endpoint"] for line in lines] == ["<unmatched>"] * 2
+    found = {
+        sample.labels["endpoint"]: sample.value
+        for family in ops.metrics.collect()
+        for sample in family.samples
+        if sample.name == "http_requests_total"
+    }
+    assert found == {"<unmatched>": 2.0}
+
+
 def test_only_the_probes_are_muted(tmp_path: Path) -> None:
     """Also where another endpoint looks like one at a glance."""
 
@@ -408,6 +464,28 @@ def test_the_queue_keeps_the_order_and_grows() -> None:
     queue.clear()
     assert [sys.getrefcount(one) for one in items] == counts
     assert len(queue) == 0
+
+
+@built
+def test_a_queue_that_is_cleared_is_not_waited_for() -> None:
+    queue = speed.Queue()
+
+    class Again:
+        """As a finalizer that makes a request."""
+
+        times = 0
+
+        def __del__(self) -> None:
+            Again.times += 1
+            if Again.times < 10:
+                queue.append(Again())
+
+    queue.append(Again())
+    queue.clear()
+    assert (Again.times, len(queue)) == (1, 1)
+    while queue:
+        queue.clear()
+    assert Again.times == 10
 
 
 def test_the_context_is_left_to_a_server_that_ends_it() -> None:

@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -926,8 +926,27 @@ async def with_a_limit(app: App, *given: Any) -> None:
     await asyncio.wait_for(app(*given), 10)
 
 
+class Awaited:
+    """A wrapper around a coroutine that has to see its end, as tracing libraries have them."""
+
+    def __init__(self, inner: Awaitable[None]) -> None:
+        self.inner = inner
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield from self.inner.__await__()
+
+
+async def wrapped(app: App, *given: Any) -> None:
+    scope, receive, send = given
+
+    async def sent(message: Any) -> None:
+        await Awaited(send(message))
+
+    await Awaited(app(scope, receive, sent))
+
+
 @pytest.mark.parametrize(
-    "way", [in_a_task, in_asyncios_group, in_anyios_group, gathered, with_a_limit]
+    "way", [in_a_task, in_asyncios_group, in_anyios_group, gathered, with_a_limit, wrapped]
 )
 def test_it_may_be_run_in_any_way_that_asyncio_has(way: Any, tmp_path: Path) -> None:
     guarded, wire = Guarded(tmp_path, sending(start(), body(b"abc"))), Wire()

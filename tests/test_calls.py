@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import inspect
+import pickle
 import sys
 import weakref
 from typing import Any
@@ -128,6 +129,24 @@ def test_a_copy_serves_and_is_its_own() -> None:
     assert desk(1) == ((1,), {})
     unset = copy.copy(Desk.__new__(Desk))
     assert not hasattr(unset, "_serve")
+
+
+class Drawer(Desk):
+    """With an attribute in a slot of its own, and one that is found by its name only."""
+
+    __slots__ = ("key",)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda desk: pickle.loads(pickle.dumps(desk))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_has_the_slots_of_a_class_below(again: Any) -> None:
+    drawer: Any = Drawer()
+    drawer.key, drawer.name = 1, "a"
+    other = again(drawer)
+    assert (other.key, other.name, other(2)) == (1, "a", ((2,), {}))
 
 
 def test_a_circle_through_it_is_collected() -> None:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsguard.logging import ConsoleFormatter, JsonFormatter, Sink, access_line
+from opsguard.accelerator import speed
+from opsguard.exchange import Exchange
+from opsguard.logging import (
+    AccessLog,
+    ConsoleFormatter,
+    JsonFormatter,
+    Sink,
+    access_line,
+    access_template,
+    batches,
+)
 from opsguard.logging.encode import rfc3339
 from opsguard.settings import Logging
 
@@ -95,6 +107,9 @@ class Lines(Sink):
     def write(self, line: str, urgent: bool = False) -> None:
         self.lines.append(line)
 
+    def write_all(self, lines: Iterable[str], urgent: bool = False) -> None:
+        self.lines += lines
+
 
 @given(
     st.tuples(
@@ -136,6 +151,70 @@ def test_both_ways_to_an_access_line_give_the_same_json(
     assert json.loads(fast, object_pairs_hook=list) == json.loads(long, object_pairs_hook=list)
     assert fast.isascii()
     assert fast.isprintable()
+
+
+usual = st.text(
+    st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'),
+    min_size=1,
+    max_size=40,
+)
+odd = any_text | st.integers(0, 5000).map("a".__mul__)
+rarely = st.integers(0, 15).map(lambda number: number == 7)
+texts = rarely.flatmap(lambda now: odd if now else usual)
+renamed = st.text('ab%sd"\\{}\u00e9 ', min_size=1, max_size=8).filter(str.strip)
+exchanges = st.fixed_dictionaries(
+    {
+        "method": texts,
+        "path": texts,
+        "endpoint": texts | st.none(),
+        "status": st.sampled_from([200, 200, 200, 404, 503, 0, -1]),
+        "started": st.floats(0, 5) | st.floats(0, 1e7),
+        "ended": st.floats(0, 5) | st.floats(0, 1e7) | st.integers(0, 4000).map(lambda n: n / 2e6),
+        "sent": st.integers(-1, 2**62),
+        "client": texts | st.none(),
+        "request_id": st.text("abcdef0123456789.-_", min_size=1, max_size=140),
+        "fields": rarely.flatmap(lambda now: fields if now else st.none()),
+    }
+)
+
+
+@pytest.mark.skipif(speed is None, reason="opsguard._speed was not built")
+@given(
+    texts,
+    st.dictionaries(st.sampled_from(["timestamp", "message", "path", "size"]), renamed, max_size=3),
+    st.lists(exchanges, min_size=1, max_size=5),
+    st.floats(0, 4e9),
+)
+def test_a_batch_in_c_has_the_lines_of_one_in_python(
+    service: str, names: dict[str, str], requests: list[dict[str, Any]], now: float
+) -> None:
+    def lines() -> list[str]:
+        sink = Lines()
+        settings = Logging(format="json", names=names)
+        told: Any = {"service": service, "environment": "e", "sink": sink}
+        log = AccessLog(
+            lambda clock: access_line(settings, **told, clock=clock, environ={}),
+            access_template(settings, **told),
+            sink,
+            wall=lambda: now,
+            elapsed=lambda: 0.0,
+            unmatched="<unmatched>",
+        )
+        for values in requests * 3:  # the first line of a status is made in Python
+            exchange = Exchange()
+            for name, value in values.items():
+                setattr(exchange, name, value)
+            exchange.ended += exchange.started
+            exchange.correlation_id = exchange.request_id
+            log.queue.append(exchange)
+        log.drain()
+        return sink.lines
+
+    fast = lines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "speed", None)
+        slow = lines()
+    assert fast == slow
 
 
 @given(st.floats(0, 4e9))
