@@ -655,12 +655,13 @@ def test_the_counts_of_a_simulated_run_are_its_totals() -> None:
 
 
 def test_what_a_request_runs_is_shown_beside_the_bare_page() -> None:
-    bare = {"Ir": 200_000.0, "I1mr": 5_000.0, "D1mr": 3_000.0, "D1mw": 500.0}
-    ours = {"Ir": 225_000.0, "I1mr": 5_681.0, "D1mr": 3_300.0, "D1mw": 550.0}
-    figures = {"/json": {"bare": bare, "guarded": ours}}
-    (table,) = code.tables([{"case": "asgi", "figures": figures}])
-    shown = ("200,000", "25,000", "12.50", "5,000", "681", "3,500", "350")
-    assert table.rows == (("asgi", "/json", *shown),)
+    def counts(number: float) -> dict[str, float]:
+        return {"Ir": 1_000 * number, "I1mr": 10 * number, "D1mr": 5 * number, "D1mw": number}
+
+    runs = {"bare": [counts(200), counts(202)], "guarded": [counts(225), counts(223)]}
+    (table,) = code.tables([{"case": "asgi", "figures": {"/json": runs}}])
+    shown = ("201,000", "23,000 [21,000, 25,000]", "2,010", "230 [210, 250]")
+    assert table.rows == (("asgi", "/json", *shown, "1,206", "138 [126, 150]"),)
 
 
 def test_without_valgrind_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
