@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from opsguard.accelerator import speed
+
 PACKAGES = (
     "fastapi",
     "starlette",
@@ -40,11 +42,19 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+        "path": _path(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def _path() -> str:
+    """What serves the requests here."""
+    if speed is None:
+        return "Python"
+    return "C, laid out by a profile" if speed.trained else "C, without a profile"
 
 
 def _version(package: str) -> str | None:

@@ -113,7 +113,8 @@ def _provenance(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     gil = "" if machine["gil"] else " without the GIL"
+    path = f", the request path in {machine['path']}" if "path" in machine else ""
     return (
-        f"Taken {result['taken']} on {machine['implementation']} {machine['python']}{gil}, "
+        f"Taken {result['taken']} on {machine['implementation']} {machine['python']}{gil}{path}, "
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; {packages}.\n"
     )

@@ -4368,6 +4368,11 @@ speed_exec(PyObject *module)
         if (PyType_Ready(types[i].type) < 0
             || PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0)
             return -1;
+#ifndef TRAINED
+#define TRAINED 0
+#endif
+    if (PyModule_AddObjectRef(module, "trained", TRAINED ? Py_True : Py_False) < 0)
+        return -1;
     /* As the class in Python has it, which is where `copy` and `pickle` learn of such attributes. */
     PyObject *slots = Py_BuildValue("(s)", "_serve");
     int failed = slots == NULL ? -1 : PyDict_SetItemString(FrontType.tp_dict, "__slots__", slots);

@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 
@@ -94,17 +95,85 @@ def drive(coroutine: Coroutine[Any, Any, None]) -> list[object]:
             return given
 
 
-def test_it_is_there_wherever_it_can_be_built(checkout: Path) -> None:
-    """Else every test that needs it would be skipped, and nobody would see that it is gone."""
+COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]
+
+
+@pytest.fixture(scope="module")
+def hook(checkout: Path) -> ModuleType:
     found = spec_from_file_location("hatch_build", checkout / "hatch_build.py")
     assert found is not None
     assert found.loader is not None
-    hook = module_from_spec(found)
-    found.loader.exec_module(hook)
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    if hook.obstacle() is None and shutil.which(compiler) is not None:
-        found_here = {"_speed": speed, "_limits": limits, "_shared": shared}
-        assert [name for name in hook.MODULES if found_here[name] is None] == []
+    module = module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def can_build(hook: ModuleType) -> None:
+    why = hook.obstacle()
+    if why is None and shutil.which(COMPILER) is None:
+        why = "there is no compiler"
+    if why is not None:
+        pytest.skip(why)
+
+
+@pytest.mark.usefixtures("can_build")
+def test_it_is_there_wherever_it_can_be_built(hook: ModuleType) -> None:
+    """Else every test that needs it would be skipped, and nobody would see that it is gone."""
+    found_here = {"_speed": speed, "_limits": limits, "_shared": shared}
+    assert [name for name in hook.MODULES if found_here[name] is None] == []
+
+
+@pytest.mark.usefixtures("can_build")
+def test_gcc_lays_it_out_by_a_profile() -> None:
+    """Else a training that no longer runs would only show in the figures."""
+    macros = subprocess.run(
+        [COMPILER, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True, check=True
+    ).stdout
+    if "__GNUC__" not in macros or "__clang__" in macros:
+        pytest.skip("the compiler is not GCC")
+    assert speed.trained
+
+
+@built
+def test_the_training_goes_through(checkout: Path, tmp_path: Path) -> None:
+    """With all that it checks: that the requests are answered, by the module that is trained."""
+    subprocess.run([sys.executable, "-P", checkout / "training.py"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.usefixtures("can_build")
+def test_a_build_that_cannot_be_trained_is_one_without(
+    hook: ModuleType, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class App:
+        said: ClassVar[list[str]] = []
+
+        def display_info(self, message: str) -> None:
+            self.said.append(message)
+
+    class Build(hook.BuildHook):  # type: ignore[name-defined, misc]
+        app = App()
+        root = str(checkout)
+
+        def __init__(self) -> None:
+            pass
+
+    def train_to(*_: object) -> None:
+        raise OSError("no training here")
+
+    monkeypatch.setattr(hook, "MODULES", ("_speed",))
+    monkeypatch.setattr(hook, "train_to", train_to)
+    (made,) = Build()._made(tmp_path)
+    assert made.is_file()
+    assert App.said == ["opsguard: _speed: train_to did not get through: no training here"]
+    program = f"exec({hook.LOADS!r}); print(made.trained)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "opsguard._speed", made],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_it_is_left_out_when_the_environment_says_so() -> None:
