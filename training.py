@@ -70,7 +70,7 @@ def wsgi_app(environ: Any, start_response: Any) -> Iterable[bytes]:
 
 
 class Server:
-    """Asks as a server does: its `send` is a method, all of its objects are new for each request."""
+    """Asks as a server does: `send` is a method, and all objects are new for each request."""
 
     def __init__(self) -> None:
         self.asked = self.answered = 0
