@@ -1728,20 +1728,40 @@ add_extra(Door *self, PyObject *list, PyObject *extra)
     return 0;
 }
 
+/* Whether the answer to this request carries both ids. */
+static inline int
+with_both(Door *self, Exchange *x)
+{
+    return self->correlation != Py_None && (self->always || x->correlated);
+}
+
+/* The answer starts: a copy of its headers with room for `extra` more, new reference. NULL without an
+ * exception where the function in Python has to look closer.
+ */
+static PyObject *
+started(Door *self, Exchange *x, PyObject *status, PyObject *headers, Py_ssize_t extra)
+{
+    PyObject *list = copied(self, headers, extra);
+    if (list == NULL || x->request_id == NULL || x->correlation_id == NULL) {
+        Py_XDECREF(list);
+        return NULL;
+    }
+    put(&x->status, status);
+    x->first_byte = now();
+    return list;
+}
+
 /* As the function of Plan.head_with; new reference. */
 static PyObject *
 head(Door *self, Exchange *x, PyObject *status, PyObject *headers)
 {
-    int both = self->correlation != Py_None && (self->always || x->correlated);
-    PyObject *list = copied(self, headers, 1 + both);
-    if (list == NULL || x->request_id == NULL || x->correlation_id == NULL) {
-        Py_XDECREF(list);
+    int both = with_both(self, x);
+    PyObject *list = started(self, x, status, headers, 1 + both);
+    if (list == NULL) {
         if (PyErr_Occurred())
             return NULL;
         return PyObject_CallFunctionObjArgs(self->slow_head, (PyObject *)x, status, headers, NULL);
     }
-    put(&x->status, status);
-    x->first_byte = now();
     Py_ssize_t at = PyList_GET_SIZE(list) - 1 - both;
     PyObject *value = value_of(self, x->request_id);
     PyObject *pair = value == NULL ? NULL : PyTuple_Pack(2, self->request, value);
@@ -2755,11 +2775,14 @@ typedef struct {
     vectorcallfunc call;
     Holder *port; /* a Hinge */
     PyObject *app, *guarded, *key, *root, *endpoint, *text, *counted, *refuse, *other, *failed, *answer;
+    PyObject *keeps;
+    PyObject *keeper; /* the type that `keeps` was asked about last, and what it said */
+    char keeper_keeps;
 } Gate;
 
 #define GATE_OBJECTS(X) \
     X(port) X(app) X(guarded) X(key) X(root) X(endpoint) X(text) X(counted) X(refuse) X(other) \
-    X(failed) X(answer)
+    X(failed) X(answer) X(keeps)
 
 /* `start_response` as the app sees it; as Start of opsguard_wsgi.edge. */
 typedef struct {
@@ -2769,6 +2792,8 @@ typedef struct {
     Exchange *exchange;
     PyObject *server, *status, *headers, *write;
     char asked;
+    char kept; /* the server keeps the headers in a list, which ours can be put into */
+    char owed; /* `headers` is without ours, which are put there */
 } Start;
 
 #define START_OBJECTS(X) X(door) X(exchange) X(server) X(status) X(headers) X(write)
@@ -2801,6 +2826,55 @@ part(Exchange *x)
 
 /* Start */
 
+/* As keeps_headers() of opsguard_wsgi.edge; -1 with an exception. */
+static int
+keeps_headers(Gate *gate, PyObject *server)
+{
+    PyObject *type = PyMethod_Check(server) ? (PyObject *)Py_TYPE(PyMethod_GET_SELF(server)) : NULL;
+    if (type == NULL || type == gate->keeper)
+        return type != NULL && gate->keeper_keeps;
+    PyObject *said = PyObject_CallOneArg(gate->keeps, server);
+    int keeps = said == NULL ? -1 : said == Py_True;
+    Py_XDECREF(said);
+    if (keeps >= 0) {
+        put(&gate->keeper, type);
+        gate->keeper_keeps = keeps;
+    }
+    return keeps;
+}
+
+/* Put (name, id) into the list. 0 or -1. */
+static int
+add_id(PyObject *list, PyObject *name, PyObject *id)
+{
+    if (id == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "an exchange's id");
+        return -1;
+    }
+    PyObject *pair = PyTuple_Pack(2, name, id);
+    int failed = pair == NULL ? -1 : PyList_Append(list, pair);
+    Py_XDECREF(pair);
+    return failed;
+}
+
+/* Put ours behind the headers that the server has taken. 0 or -1. */
+static int
+hand_over(Door *door, Exchange *x, PyObject *server)
+{
+    PyObject *kept = PyObject_GetAttr(PyMethod_GET_SELF(server), names.headers);
+    if (kept == NULL)
+        return -1;
+    int failed = -1;
+    if (PyList_CheckExact(kept))
+        failed = add_id(kept, door->request, x->request_id);
+    else
+        PyErr_SetString(PyExc_TypeError, "the server's headers are no list any more");
+    if (!failed && with_both(door, x))
+        failed = add_id(kept, door->correlation, x->correlation_id);
+    Py_DECREF(kept);
+    return failed;
+}
+
 /* There is something to send now, or nothing at all: the server hears of the start. 0 or -1. */
 static int
 start_go(Start *self)
@@ -2814,7 +2888,7 @@ start_go(Start *self)
     Py_XSETREF(self->write, PyObject_Vectorcall(self->server, args, 2, NULL));
     Py_DECREF(status);
     Py_DECREF(headers);
-    if (self->write != NULL)
+    if (self->write != NULL && (!self->owed || hand_over(self->door, self->exchange, self->server) == 0))
         return 0;
     if (PyErr_ExceptionMatches(PyExc_Exception)) { /* it refuses the headers, and answers for that */
         PyObject *error = take_error(), *code = PyLong_FromLong(500);
@@ -2896,8 +2970,12 @@ start_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
         PyErr_SetString(PyExc_AssertionError, "start_response() was called twice");
         return NULL;
     }
-    PyObject *code = code_of(status);
-    PyObject *ours = code == NULL ? NULL : head(self->door, self->exchange, code, headers);
+    PyObject *code = code_of(status), *ours = NULL;
+    if (code != NULL && self->kept && !is_set(self->exchange->extra))
+        ours = started(self->door, self->exchange, code, headers, 0);
+    self->owed = ours != NULL;
+    if (code != NULL && !self->owed && !PyErr_Occurred())
+        ours = head(self->door, self->exchange, code, headers);
     Py_XDECREF(code);
     if (ours == NULL)
         return NULL;
@@ -3238,7 +3316,9 @@ gate_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
         Py_DECREF(door);
         return failed < 0 ? NULL : PyObject_Vectorcall(self->app, args, flags, NULL);
     }
-    Start *start = PyObject_GC_New(Start, &StartType);
+    int kept = keeps_headers(self, args[1]);
+    Start *start = kept < 0 && reported(door->core, names.site_open) < 0 ? NULL
+                                                                        : PyObject_GC_New(Start, &StartType);
     if (start == NULL) {
         Py_DECREF(door);
         Py_DECREF(x);
@@ -3249,7 +3329,8 @@ gate_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
     start->exchange = x;
     start->server = Py_NewRef(args[1]);
     start->status = start->headers = start->write = NULL;
-    start->asked = 0;
+    start->asked = start->owed = 0;
+    start->kept = kept > 0;
     PyObject_GC_Track(start);
     PyObject *body = answered(self, x, environ, start);
     if (body == NULL) {
@@ -3270,12 +3351,12 @@ static PyObject *
 gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"app", "port", "guarded", "key", "root", "endpoint", "text", "counted",
-                           "refuse", "other", "failed", "answer", NULL};
+                           "refuse", "other", "failed", "answer", "keeps", NULL};
     PyObject *app, *port, *guarded, *key, *root, *endpoint, *text, *counted, *refuse, *other;
-    PyObject *failed, *answer;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUUOOOOOOO", keys, &app, &HingeType, &port,
+    PyObject *failed, *answer, *keeps;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUUOOOOOOOO", keys, &app, &HingeType, &port,
                                      &guarded, &key, &root, &endpoint, &text, &counted, &refuse, &other,
-                                     &failed, &answer))
+                                     &failed, &answer, &keeps))
         return NULL;
     Gate *self = (Gate *)type->tp_alloc(type, 0);
     if (self == NULL)
@@ -3289,6 +3370,7 @@ static int
 gate_traverse(Gate *self, visitproc visit, void *arg)
 {
     GATE_OBJECTS(VISIT)
+    Py_VISIT(self->keeper);
     return 0;
 }
 
@@ -3296,6 +3378,7 @@ static int
 gate_clear(Gate *self)
 {
     GATE_OBJECTS(CLEAR)
+    Py_CLEAR(self->keeper);
     return 0;
 }
 
