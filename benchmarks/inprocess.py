@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping, Sequence
@@ -60,9 +61,11 @@ def compare(
     beside: Mapping[str, str] = {},
     headers: Headers = HEADERS,
     block: float = BLOCK_SECONDS,
+    judged: bool = True,
 ) -> Record:
     """Measure ``subjects`` (variants of `make_all`) and the controls, each against the variant that
-    ``beside`` names for it, else against the bare app. All get the same request.
+    ``beside`` names for it, else against the bare app. All get the same request. Not ``judged`` is
+    a run that is one sample among others: the controls are measured as subjects are.
 
     ``block`` is for how many seconds the bare app is served at a time. What is a fraction of a
     microsecond needs many short blocks: within a long one a shared machine drifts by more.
@@ -70,15 +73,17 @@ def compare(
     cores.measure_here()
     rest = (*subjects, controls.twin, controls.planted)
     names = tuple(dict.fromkeys(("bare", *beside.values(), *rest)))
-    served = make_all(framework, names)
+    # What is made first lies elsewhere in memory: a page is a per cent dearer for that, or cheaper.
+    served = make_all(framework, random.sample(names, len(names)))
     loop = direct.new_loop()
     complaints = different_answers(served, path, loop, headers)
     counted = {name: Counted(DRIVERS[driver](served[name], path, loop, headers)) for name in names}
     arms = {name: InProcess(name, counted[name], served[name].drain) for name in names}
     teams = [(arms[beside.get(name, "bare")], arms[name]) for name in rest]
-    every = [Claim(f"{name} added µs", added_us(name)) for name in subjects]
+    every = [Claim(f"{name} added µs", added_us(name)) for name in (subjects if judged else rest)]
     requests = requests_per_block(arms["bare"], block)
-    outcome = run(in_teams(teams, requests), [*claims, *every], controls, plan)
+    rounds = in_teams(teams, requests)
+    outcome = run(rounds, [*claims, *every], controls if judged else None, plan)
     guarded = [name for name in names if name in VARIANTS]
     for name in guarded:
         if VARIANTS[name].get("metrics", {}).get("enabled", True):

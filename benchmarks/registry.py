@@ -29,6 +29,8 @@ PROGRAMS: dict[str, Program] = {
         gate.LIMITED,
         quick.PROGRAM,
         quick.LIMITED,
+        quick.START,
+        quick.LIMITED_START,
         json_peers.PROGRAM,
         limits.PROGRAM,
         keys.PROGRAM,

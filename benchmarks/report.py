@@ -27,8 +27,8 @@ Figures are CPU time per request, as `median [95 % interval]`, not wall time: on
 wall time measures the neighbours. Bare and guarded take turns in short blocks (ABBA), so that what
 the machine does meanwhile falls on both; work put off (buffered log lines) is finished inside the
 block; the median of the paired differences is the figure and a bootstrap over them the interval. On
-real servers the worker reads its own CPU clock, and workers are started anew for every sample, for
-two processes of the same code differ by a per cent.
+real servers the worker reads its own CPU clock. There and in the quick gate processes are started
+anew for every sample, for two of the same code differ by a per cent.
 
 Two controls run in turn with the rest: the bare app against a second copy of itself, which must
 read 0, and the bare app with 30 µs of CPU planted in it, which must read 30 (or a little more: what

@@ -51,7 +51,7 @@ from benchmarks.inprocess import counted_requests, different_answers
 from benchmarks.load import complete, reading, to_one_worker
 from benchmarks.planted import aim, spend
 from benchmarks.program import DEFAULT_PLAN, Program, Record, Table, finished
-from benchmarks.programs import code
+from benchmarks.programs import code, quick
 from benchmarks.redis_server import NoRedis, redis
 from benchmarks.registry import PROGRAMS
 
@@ -542,6 +542,52 @@ def test_the_exit_code_is_the_gravest_verdict(
     verdicts: tuple[str, ...], lenient: bool, code: int
 ) -> None:
     assert command.exit_code([(program(lenient=lenient), records(*verdicts))]) == code
+
+
+class Answers:
+    """What processes of the quick gate find, one after the other."""
+
+    def __init__(self, *added: float, objections: Sequence[str] = ()) -> None:
+        self.records = [
+            {
+                "bare": {"value": 400.0},
+                "figures": {
+                    "guarded added µs": {"value": more},
+                    "twin added µs": {"value": 0.0},
+                    "planted added µs": {"value": 30.0},
+                },
+                "guarded_requests": 7,
+                "objections": list(objections),
+            }
+            for more in added
+        ]
+
+    def __call__(self, program: Program, case: str, plan: Plan) -> Record:
+        assert (program, case, plan) == (quick.START, "asgi", quick.START.plan)
+        return self.records.pop(0)
+
+
+def test_each_process_is_one_sample_of_the_quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "answer", Answers(3.0, 3.5, 4.0, 2.5))
+    found = quick.measure("asgi", Plan(first=4, cap=4), quick.START)
+    assert found["figures"]["added µs"] == {"value": 3.25, "low": 2.5, "high": 4.0}
+    assert (found["rounds"], found["starts"], found["requests"]) == (4, 4, 28)
+    assert found["verdict"] == "pass"
+
+
+def test_a_process_that_did_not_do_its_work_voids_the_quick_gate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quick, "answer", Answers(3.0, 3.0, objections=["guarded sends no id"]))
+    found = quick.measure("asgi", Plan(first=2, cap=2), quick.START)
+    assert (found["verdict"], found["objections"]) == ("void", ["guarded sends no id"] * 2)
+
+
+def test_a_process_that_crashed_ends_the_quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    crashed = {"case": "asgi", "verdict": "void", "objections": ["ended with code 1"]}
+    monkeypatch.setattr(quick, "answer", lambda *_: crashed)
+    with pytest.raises(ChildProcessError, match="ended with code 1"):
+        quick.measure("asgi", Plan(first=2, cap=2), quick.START)
 
 
 def test_an_unknown_program_is_refused_by_name() -> None:

@@ -101,9 +101,9 @@ def serve(
 
 def keeps_headers(start_response: StartResponse) -> bool:
     """Whether the server keeps an answer's headers in a list, `headers` of the object that its
-    `start_response` belongs to. gunicorn does, for its hooks. What `start_response` is given it looks
-    through, with two patterns and a set for each header, which costs more than all of ours; the C
-    path puts the ids, which are known to be sound, into that list.
+    `start_response` belongs to. gunicorn does, for its hooks. What `start_response` is given it
+    looks through, with two patterns and a set for each header, which costs more than all of ours;
+    the C path puts the ids, which are known to be sound, into that list.
     """
     answer = getattr(start_response, "__self__", None)
     kind = type(answer)
