@@ -21,11 +21,11 @@ from statistics import fmean
 from benchmarks.apps import PROTOCOLS
 from benchmarks.harness import Plan
 from benchmarks.program import Program, Record, Table
+from benchmarks.simulated import VARIANTS
 
 PATHS = ("/json", "/fortunes")
 REQUESTS = 288
 """Three batches of access lines."""
-VARIANT = "guarded"
 SEEDS = range(4)
 """Of Python's hashes. Where the objects lie decides how often its cache of attributes fails a page,
 which moves a large one by half a per cent, with us and without.
@@ -48,8 +48,7 @@ def measure(case: str, plan: Plan) -> Record:
         "verdict": "info",
         "objections": [],
         "figures": {
-            path: {variant: by_seed(case, variant, path) for variant in ("bare", VARIANT)}
-            for path in PATHS
+            path: {variant: by_seed(case, variant, path) for variant in VARIANTS} for path in PATHS
         },
     }
 
@@ -125,7 +124,7 @@ def tables(records: Sequence[Record]) -> Sequence[Table]:
         for path, runs in one["figures"].items():
             row = [one["case"], path]
             for what in (instructions, code_lines, data_lines):
-                bare, ours = ([what(counts) for counts in runs[name]] for name in ("bare", VARIANT))
+                bare, ours = ([what(counts) for counts in runs[name]] for name in VARIANTS)
                 added = [with_us - without for with_us, without in zip(ours, bare, strict=True)]
                 row.append(f"{fmean(bare):,.0f}")
                 row.append(f"{fmean(added):,.0f} [{min(added):,.0f}, {max(added):,.0f}]")
@@ -150,9 +149,9 @@ PROGRAM = Program(
         "Instructions of one request through the server's protocol code, and cache lines of code "
         "and data that the first-level cache (32 KiB each) did not have, counted by valgrind on a "
         "simulated processor: the mean of four hash seeds, what is added with its least and most. "
-        "No time, but counts that no neighbour disturbs. A large page is moved by some ten "
-        "thousand instructions from seed to seed, as its objects lie better or worse for Python's "
-        "cache of attributes: a change of ours shows on the small one."
+        "No time, but counts that no neighbour disturbs. Both apps live in each process, so that "
+        "what they share lies alike for Python's cache of attributes; what is left of that luck "
+        "is in the spread."
     ),
     cases=tuple(name for name in PROTOCOLS if name != "django-asgi"),
     measure=measure,
