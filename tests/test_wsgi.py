@@ -549,6 +549,21 @@ def test_what_stands_in_for_gunicorns_start_response_sees_all_headers(
     assert seen == [["Content-Type", "X-Request-ID"]] * 2
 
 
+def test_a_list_that_gunicorn_no_longer_keeps_costs_the_app_nothing(tmp_path: Path) -> None:
+    """Nothing does so today: the second answer's is exchanged here before the app is called."""
+
+    class Headers(list[Any]):
+        pass
+
+    guarded = Guarded(tmp_path, answering([b"x"]))
+    Gunicorn().run(guarded.app)
+    server = Gunicorn()
+    server.answer.headers = Headers()
+    assert server.run(guarded.app).endswith(b"1\r\nx\r\n0\r\n\r\n")
+    faults = guarded.total("opsguard_internal_errors_total", site="head")
+    assert faults == 1 - len(server.header("x-request-id"))
+
+
 @pytest.mark.parametrize(
     ("status", "line"),
     [(200, "200 OK"), (404, "404 Not Found"), (299, "299 Unknown"), (799, "799 Unknown")],
