@@ -2987,18 +2987,23 @@ start_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
     if (code == NULL)
         return NULL;
     int both = with_both(self->door, x);
-    Py_CLEAR(self->id);
-    Py_CLEAR(self->other);
-    if (self->kept && !is_set(x->extra) && sound(x->request_id) && (!both || sound(x->correlation_id)))
+    int owed = self->kept && !is_set(x->extra) && sound(x->request_id)
+               && (!both || sound(x->correlation_id));
+    PyObject *id = owed ? Py_NewRef(x->request_id) : NULL;
+    PyObject *other = owed && both ? Py_NewRef(x->correlation_id) : NULL;
+    if (owed)
         ours = started(self->door, x, code, headers, 0);
-    if (ours != NULL) {
-        self->id = Py_NewRef(x->request_id);
-        self->other = both ? Py_NewRef(x->correlation_id) : NULL;
-    } else if (!PyErr_Occurred())
-        ours = head(self->door, x, code, headers);
+    if (ours == NULL) {
+        Py_CLEAR(id);
+        Py_CLEAR(other);
+        if (!PyErr_Occurred())
+            ours = head(self->door, x, code, headers);
+    }
     Py_DECREF(code);
     if (ours == NULL)
         return NULL;
+    Py_XSETREF(self->id, id);
+    Py_XSETREF(self->other, other);
     Py_XSETREF(self->status, Py_NewRef(status));
     Py_XSETREF(self->headers, ours);
     return PyCFunction_New(&start_methods[0], callable);

@@ -549,6 +549,18 @@ def test_what_stands_in_for_gunicorns_start_response_sees_all_headers(
     assert seen == [["Content-Type", "X-Request-ID"]] * 2
 
 
+def test_a_restart_that_fails_leaves_what_was_started(tmp_path: Path) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", list(TEXT))
+        with pytest.raises(TypeError):
+            start_response("503 Service Unavailable", 7, (Boom, Boom(), None))
+        return [b"x"]
+
+    server = Gunicorn()
+    assert server.run(Guarded(tmp_path, app).app).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert len(server.header("x-request-id")) == 1
+
+
 def test_a_list_that_gunicorn_no_longer_keeps_costs_the_app_nothing(tmp_path: Path) -> None:
     """Nothing does so today: the second answer's is exchanged here before the app is called."""
 
