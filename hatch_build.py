@@ -79,13 +79,16 @@ class BuildHook(BuildHookInterface[Any]):
         """Why the module could not be built; None: it was."""
         fault = None
         for build in (train_to, compile_to) if source.stem in TRAINED else (compile_to,):
+            if fault is not None:
+                self.app.display_info(f"opsguard: {source.stem}: {fault}")
             try:
                 build(target, source, before)
             except (OSError, ValueError, subprocess.SubprocessError) as error:
                 target.unlink(missing_ok=True)
-                output = (getattr(error, "stderr", None) or str(error)).strip()[-2000:]
-                fault = f"{build.__name__} did not get through: {output}"
-                self.app.display_info(f"opsguard: {source.stem}: {fault}")
+                said = isinstance(error, subprocess.CalledProcessError) and error.stderr
+                fault = (
+                    f"{build.__name__} did not get through: {(said or str(error))[-2000:].strip()}"
+                )
             else:
                 return None
         return fault
@@ -130,23 +133,25 @@ def train_to(target: Path, source: Path, before: Sequence[Path] = ()) -> None:
     root = source.parent.parent.resolve()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()  # the counts are found by the name of what is compiled
-        package = shutil.copytree(
-            root / PACKAGE, place / PACKAGE, ignore=shutil.ignore_patterns("*.so", "*.c", "*.h")
-        )
+        left_out = shutil.ignore_patterns("*.so", "*.c", "*.h", "__pycache__")
+        package = shutil.copytree(root / PACKAGE, place / PACKAGE, ignore=left_out)
+        package.chmod(0o700)  # the sources may be read-only
         trained = package / target.name
         run(
             compiler(trained, source, "-fprofile-generate", "-fprofile-update=prefer-atomic"), place
         )
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("OPSGUARD_")}
+        others = ("OPSGUARD_", "GCOV_")  # what is set for an app, and where counts go elsewhere
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(others)}
         paths = (place, root / "adapters", environ.get("PYTHONPATH"))
         environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)
-        run([sys.executable, "-P", str(root / "training.py")], place, environ)
+        run([sys.executable, "-B", "-P", str(root / "training.py")], place, environ)
         if not any(package.glob("*.gcda")):
             raise ValueError("the training left no counts")
         # What was not run there is compiled as if there was no profile.
         learned = ("-fprofile-use", "-fprofile-partial-training", "-DTRAINED=1")
         run(compiler(trained, source, *learned), place)
-        shutil.copyfile(trained, target)
+        target.unlink(missing_ok=True)  # who runs the one before keeps it
+        shutil.copy(trained, target)
     check(target, before)
 
 
@@ -179,5 +184,13 @@ def run(
     command: Sequence[str], folder: Path | None = None, environ: dict[str, str] | None = None
 ) -> None:
     subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=300, cwd=folder, env=environ
+        command,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",  # a compiler names files as they are
+        timeout=300,
+        cwd=folder,
+        env=environ,
     )

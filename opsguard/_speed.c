@@ -28,7 +28,7 @@ static PyObject *zero, *nothing; /* 0 and () */
 static struct {
     PyObject *type, *http, *method, *path, *root_path, *client, *headers, *status, *body, *more_body;
     PyObject *start, *body_kind, *pathsend, *throw, *close, *fastapi;
-    PyObject *site_close, *site_enter, *site_open, *site_endpoint;
+    PyObject *site_close, *site_enter, *site_open, *site_endpoint, *site_head;
     PyObject *authorization, *empty;
     PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
     PyObject *meta, *routed, *input, *container, *store, *closers, *status_code, *lower, *match, *route;
@@ -1676,7 +1676,7 @@ static PyObject *
 value_of(Door *self, PyObject *id)
 {
     if (!PyBytes_CheckExact(self->request))
-        return Py_NewRef(id);
+        return PyObject_Str(id); /* the same object, if it is a text already */
     return is_ascii(id) ? PyBytes_FromStringAndSize((const char *)PyUnicode_1BYTE_DATA(id),
                                                     PyUnicode_GET_LENGTH(id))
                         : PyUnicode_AsUTF8String(id);
@@ -1726,6 +1726,18 @@ add_extra(Door *self, PyObject *list, PyObject *extra)
             return -1;
     }
     return 0;
+}
+
+/* Whether it may stand in a header as it is. Ours do; an app may have set its own. */
+static int
+sound(PyObject *id)
+{
+    if (id == NULL || !is_ascii(id) || PyUnicode_GET_LENGTH(id) == 0)
+        return 0;
+    const Py_UCS1 *text = PyUnicode_1BYTE_DATA(id), *end = text + PyUnicode_GET_LENGTH(id);
+    while (text < end && *text > ' ' && *text < 127)
+        text++;
+    return text == end;
 }
 
 /* Whether the answer to this request carries both ids. */
@@ -1831,7 +1843,7 @@ gather(Door *door, PyObject *environ)
 static PyObject *
 door_gather(Door *self, PyObject *environ)
 {
-    if (PyDict_CheckExact(environ))
+    if (PyDict_Check(environ))
         return gather(self, environ);
     PyErr_SetString(PyExc_TypeError, "an environ is a dict");
     return NULL;
@@ -2317,8 +2329,8 @@ is_alone(Edge *edge, PyObject *send)
     int alone = said == NULL ? -1 : said == Py_True;
     Py_XDECREF(said);
     if (alone >= 0) {
+        edge->sender_alone = alone; /* first: a finalizer may run when the other type goes */
         put(&edge->sender, type);
-        edge->sender_alone = alone;
     }
     return alone;
 }
@@ -2776,8 +2788,8 @@ typedef struct {
     Holder *port; /* a Hinge */
     PyObject *app, *guarded, *key, *root, *endpoint, *text, *counted, *refuse, *other, *failed, *answer;
     PyObject *keeps;
-    PyObject *keeper; /* the type that `keeps` was asked about last, and what it said */
-    char keeper_keeps;
+    PyObject *keeper, *keeping; /* type and function that `keeps` was asked about last */
+    char kept;                  /* what it said */
 } Gate;
 
 #define GATE_OBJECTS(X) \
@@ -2791,12 +2803,12 @@ typedef struct {
     Door *door;
     Exchange *exchange;
     PyObject *server, *status, *headers, *write;
+    PyObject *id, *other; /* what `headers` is without; NULL: nothing, the second: no such */
     char asked;
     char kept; /* the server keeps the headers in a list, which ours can be put into */
-    char owed; /* `headers` is without ours, which are put there */
 } Start;
 
-#define START_OBJECTS(X) X(door) X(exchange) X(server) X(status) X(headers) X(write)
+#define START_OBJECTS(X) X(door) X(exchange) X(server) X(status) X(headers) X(write) X(id) X(other)
 
 /* A body that is made while it is sent; as Body of opsguard_wsgi.edge. */
 typedef struct {
@@ -2830,16 +2842,22 @@ part(Exchange *x)
 static int
 keeps_headers(Gate *gate, PyObject *server)
 {
-    PyObject *type = PyMethod_Check(server) ? (PyObject *)Py_TYPE(PyMethod_GET_SELF(server)) : NULL;
-    if (type == NULL || type == gate->keeper)
-        return type != NULL && gate->keeper_keeps;
+    if (!PyMethod_Check(server))
+        return 0;
+    PyObject *type = (PyObject *)Py_TYPE(PyMethod_GET_SELF(server));
+    PyObject *function = PyMethod_GET_FUNCTION(server);
+    if (type == gate->keeper && function == gate->keeping)
+        return gate->kept;
     PyObject *said = PyObject_CallOneArg(gate->keeps, server);
-    int keeps = said == NULL ? -1 : said == Py_True;
-    Py_XDECREF(said);
-    if (keeps >= 0) {
-        put(&gate->keeper, type);
-        gate->keeper_keeps = keeps;
-    }
+    if (said == NULL)
+        return -1;
+    PyObject *before = gate->keeper, *with = gate->keeping;
+    gate->keeper = Py_NewRef(type); /* all of it, before a finalizer of those may run */
+    gate->keeping = Py_NewRef(function);
+    int keeps = gate->kept = said == Py_True;
+    Py_DECREF(said);
+    Py_XDECREF(before);
+    Py_XDECREF(with);
     return keeps;
 }
 
@@ -2847,10 +2865,6 @@ keeps_headers(Gate *gate, PyObject *server)
 static int
 add_id(PyObject *list, PyObject *name, PyObject *id)
 {
-    if (id == NULL) {
-        PyErr_SetString(PyExc_AttributeError, "an exchange's id");
-        return -1;
-    }
     PyObject *pair = PyTuple_Pack(2, name, id);
     int failed = pair == NULL ? -1 : PyList_Append(list, pair);
     Py_XDECREF(pair);
@@ -2859,20 +2873,18 @@ add_id(PyObject *list, PyObject *name, PyObject *id)
 
 /* Put ours behind the headers that the server has taken. 0 or -1. */
 static int
-hand_over(Door *door, Exchange *x, PyObject *server)
+hand_over(Start *self)
 {
-    PyObject *kept = PyObject_GetAttr(PyMethod_GET_SELF(server), names.headers);
-    if (kept == NULL)
-        return -1;
+    PyObject *kept = PyObject_GetAttr(PyMethod_GET_SELF(self->server), names.headers);
     int failed = -1;
-    if (PyList_CheckExact(kept))
-        failed = add_id(kept, door->request, x->request_id);
-    else
+    if (kept != NULL && PyList_CheckExact(kept))
+        failed = add_id(kept, self->door->request, self->id);
+    else if (kept != NULL)
         PyErr_SetString(PyExc_TypeError, "the server's headers are no list any more");
-    if (!failed && with_both(door, x))
-        failed = add_id(kept, door->correlation, x->correlation_id);
-    Py_DECREF(kept);
-    return failed;
+    if (!failed && self->other != NULL)
+        failed = add_id(kept, self->door->correlation, self->other);
+    Py_XDECREF(kept);
+    return failed < 0 ? reported(self->door->core, names.site_head) : 0;
 }
 
 /* There is something to send now, or nothing at all: the server hears of the start. 0 or -1. */
@@ -2888,7 +2900,7 @@ start_go(Start *self)
     Py_XSETREF(self->write, PyObject_Vectorcall(self->server, args, 2, NULL));
     Py_DECREF(status);
     Py_DECREF(headers);
-    if (self->write != NULL && (!self->owed || hand_over(self->door, self->exchange, self->server) == 0))
+    if (self->write != NULL && (self->id == NULL || hand_over(self) == 0))
         return 0;
     if (PyErr_ExceptionMatches(PyExc_Exception)) { /* it refuses the headers, and answers for that */
         PyObject *error = take_error(), *code = PyLong_FromLong(500);
@@ -2970,15 +2982,28 @@ start_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
         PyErr_SetString(PyExc_AssertionError, "start_response() was called twice");
         return NULL;
     }
+    Exchange *x = self->exchange;
     PyObject *code = code_of(status), *ours = NULL;
-    if (code != NULL && self->kept && !is_set(self->exchange->extra))
-        ours = started(self->door, self->exchange, code, headers, 0);
-    self->owed = ours != NULL;
-    if (code != NULL && !self->owed && !PyErr_Occurred())
-        ours = head(self->door, self->exchange, code, headers);
-    Py_XDECREF(code);
+    if (code == NULL)
+        return NULL;
+    int both = with_both(self->door, x);
+    int owed = self->kept && !is_set(x->extra) && sound(x->request_id)
+               && (!both || sound(x->correlation_id));
+    PyObject *id = owed ? Py_NewRef(x->request_id) : NULL;
+    PyObject *other = owed && both ? Py_NewRef(x->correlation_id) : NULL;
+    if (owed)
+        ours = started(self->door, x, code, headers, 0);
+    if (ours == NULL) {
+        Py_CLEAR(id);
+        Py_CLEAR(other);
+        if (!PyErr_Occurred())
+            ours = head(self->door, x, code, headers);
+    }
+    Py_DECREF(code);
     if (ours == NULL)
         return NULL;
+    Py_XSETREF(self->id, id);
+    Py_XSETREF(self->other, other);
     Py_XSETREF(self->status, Py_NewRef(status));
     Py_XSETREF(self->headers, ours);
     return PyCFunction_New(&start_methods[0], callable);
@@ -3310,15 +3335,18 @@ gate_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
         Py_DECREF(door);
         return nested < 0 ? NULL : PyObject_Vectorcall(self->app, args, flags, NULL);
     }
+    int kept = keeps_headers(self, args[1]);
+    if (kept < 0 && reported(door->core, names.site_head) < 0) {
+        Py_DECREF(door);
+        return NULL;
+    }
     Exchange *x = open_environ(self, door, environ);
     if (x == NULL) {
         int failed = reported(door->core, names.site_open);
         Py_DECREF(door);
         return failed < 0 ? NULL : PyObject_Vectorcall(self->app, args, flags, NULL);
     }
-    int kept = keeps_headers(self, args[1]);
-    Start *start = kept < 0 && reported(door->core, names.site_open) < 0 ? NULL
-                                                                        : PyObject_GC_New(Start, &StartType);
+    Start *start = PyObject_GC_New(Start, &StartType);
     if (start == NULL) {
         Py_DECREF(door);
         Py_DECREF(x);
@@ -3328,8 +3356,8 @@ gate_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
     start->door = door;
     start->exchange = x;
     start->server = Py_NewRef(args[1]);
-    start->status = start->headers = start->write = NULL;
-    start->asked = start->owed = 0;
+    start->status = start->headers = start->write = start->id = start->other = NULL;
+    start->asked = 0;
     start->kept = kept > 0;
     PyObject_GC_Track(start);
     PyObject *body = answered(self, x, environ, start);
@@ -3371,6 +3399,7 @@ gate_traverse(Gate *self, visitproc visit, void *arg)
 {
     GATE_OBJECTS(VISIT)
     Py_VISIT(self->keeper);
+    Py_VISIT(self->keeping);
     return 0;
 }
 
@@ -3379,6 +3408,7 @@ gate_clear(Gate *self)
 {
     GATE_OBJECTS(CLEAR)
     Py_CLEAR(self->keeper);
+    Py_CLEAR(self->keeping);
     return 0;
 }
 
@@ -4394,7 +4424,7 @@ set_up(void)
         {&names.pathsend, "http.response.pathsend"},
         {&names.throw, "throw"}, {&names.close, "close"}, {&names.fastapi, "fastapi"},
         {&names.site_close, "close"}, {&names.site_enter, "enter"},
-        {&names.site_open, "open"}, {&names.site_endpoint, "endpoint"},
+        {&names.site_open, "open"}, {&names.site_endpoint, "endpoint"}, {&names.site_head, "head"},
         {&names.authorization, "authorization"}, {&names.empty, ""},
         {&names.request_method, "REQUEST_METHOD"}, {&names.path_info, "PATH_INFO"},
         {&names.script_name, "SCRIPT_NAME"}, {&names.remote_addr, "REMOTE_ADDR"},

@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -117,6 +117,14 @@ def can_build(hook: ModuleType) -> None:
         pytest.skip(why)
 
 
+def skip_unless_gcc() -> None:
+    macros = subprocess.run(
+        [COMPILER, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True, check=True
+    ).stdout
+    if "__GNUC__" not in macros or "__clang__" in macros:
+        pytest.skip("the compiler is not GCC")
+
+
 @pytest.mark.usefixtures("can_build")
 def test_it_is_there_wherever_it_can_be_built(hook: ModuleType) -> None:
     """Else every test that needs it would be skipped, and nobody would see that it is gone."""
@@ -127,11 +135,7 @@ def test_it_is_there_wherever_it_can_be_built(hook: ModuleType) -> None:
 @pytest.mark.usefixtures("can_build")
 def test_gcc_lays_it_out_by_a_profile() -> None:
     """Else a training that no longer runs would only show in the figures."""
-    macros = subprocess.run(
-        [COMPILER, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True, check=True
-    ).stdout
-    if "__GNUC__" not in macros or "__clang__" in macros:
-        pytest.skip("the compiler is not GCC")
+    skip_unless_gcc()
     assert speed.trained
 
 
@@ -141,39 +145,98 @@ def test_the_training_goes_through(checkout: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-P", checkout / "training.py"], cwd=tmp_path, check=True)
 
 
+def build_of(hook: ModuleType, checkout: Path) -> Any:
+    """The hook as hatchling would have it; what it shows is in `said`."""
+
+    class Build(hook.BuildHook):  # type: ignore[name-defined, misc]
+        root = str(checkout)
+
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        @property
+        def app(self) -> Any:
+            return SimpleNamespace(display_info=self.said.append)
+
+    return Build()
+
+
+def trained(hook: ModuleType, made: Path) -> bool:
+    program = f"exec({hook.LOADS!r}); print(made.trained)"
+    command = [sys.executable, "-c", program, "opsguard._speed", made]
+    return subprocess.check_output(command, text=True).strip() == "True"
+
+
 @pytest.mark.usefixtures("can_build")
 def test_a_build_that_cannot_be_trained_is_one_without(
     hook: ModuleType, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class App:
-        said: ClassVar[list[str]] = []
-
-        def display_info(self, message: str) -> None:
-            self.said.append(message)
-
-    class Build(hook.BuildHook):  # type: ignore[name-defined, misc]
-        app = App()
-        root = str(checkout)
-
-        def __init__(self) -> None:
-            pass
-
     def train_to(*_: object) -> None:
         raise OSError("no training here")
 
     monkeypatch.setattr(hook, "MODULES", ("_speed",))
     monkeypatch.setattr(hook, "train_to", train_to)
-    (made,) = Build()._made(tmp_path)
+    build = build_of(hook, checkout)
+    (made,) = build._made(tmp_path)
     assert made.is_file()
-    assert App.said == ["opsguard: _speed: train_to did not get through: no training here"]
-    program = f"exec({hook.LOADS!r}); print(made.trained)"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "opsguard._speed", made],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "False"
+    assert build.said == ["opsguard: _speed: train_to did not get through: no training here"]
+    assert not trained(hook, made)
+
+
+def test_a_module_that_cannot_be_built_is_said_once(
+    hook: ModuleType, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: object) -> list[str]:
+        return [
+            sys.executable,
+            "-c",
+            "import sys; sys.stderr.buffer.write(b'n\\xe9in'); sys.exit(1)",
+        ]
+
+    monkeypatch.setattr(hook, "MODULES", ("_speed",))
+    monkeypatch.setattr(hook, "obstacle", lambda: None)
+    monkeypatch.setattr(hook, "compiler", nothing)
+    build = build_of(hook, checkout)
+    assert build._made(tmp_path) == []
+    assert build.said == [
+        "opsguard: _speed: train_to did not get through: n\N{REPLACEMENT CHARACTER}in",
+        "opsguard: _speed stays in Python: "
+        "compile_to did not get through: n\N{REPLACEMENT CHARACTER}in",
+    ]
+
+
+@pytest.mark.usefixtures("can_build")
+def test_a_training_reads_its_sources_and_its_settings_are_its_own(
+    hook: ModuleType, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources that may not be written stay as they are; and a process that runs the module which
+    was there before goes on with it.
+    """
+    skip_unless_gcc()
+    root, counts = tmp_path / "read only \xe9", tmp_path / "counts"
+    for name in ("opsguard", "adapters"):
+        left_out = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(checkout / name, root / name, ignore=left_out)
+    shutil.copy(checkout / "training.py", root)
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    monkeypatch.setenv("GCOV_PREFIX", str(counts))
+    monkeypatch.setenv("OPSGUARD_IDS__REQUEST_HEADER", "not a name")
+    target = tmp_path / f"_speed{EXTENSION_SUFFIXES[0]}"
+    target.write_bytes(b"the one before")
+    before = tmp_path / "before"
+    before.hardlink_to(target)
+    there = sorted(root.rglob("*"))
+    for folder in folders:
+        folder.chmod(0o500)
+    try:
+        hook.train_to(target, root / "opsguard" / "_speed.c")
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
+    assert sorted(root.rglob("*")) == there
+    assert not counts.exists()
+    assert before.read_bytes() == b"the one before"
+    assert trained(hook, target)
 
 
 def test_it_is_left_out_when_the_environment_says_so() -> None:

@@ -348,6 +348,8 @@ def test_an_unknown_keyword_stops(keywords: dict[str, object], line: str) -> Non
         ("environment", " ", "must not be empty"),
         ("ids.request_header", "", "must be a header name"),
         ("ids.request_header", "X Request", "must be a header name"),
+        ("ids.request_header", "Content-Length", "must be a header of your own"),
+        ("ids.correlation_header", "connection", "must be a header of your own"),
         ("ids.correlation_header", "X-\u00e4", "must be a header name"),
         ("ids.correlation_header", "X:\r\n", "must be a header name"),
         ("ids.trust_inbound", "maybe", "must be true or false"),

@@ -34,6 +34,7 @@ __all__ = [
     "environment",
     "field_name",
     "header",
+    "id_header",
     "key_hash",
     "key_part",
     "label_name",
@@ -43,7 +44,7 @@ __all__ = [
     "master",
     "metric_name",
     "network",
-    "optional_header",
+    "optional_id_header",
     "path",
     "path_policies",
     "pattern",
@@ -115,8 +116,26 @@ def header(name: str) -> str:
     return name
 
 
-def optional_header(name: str) -> str:
-    return header(name) if name else name
+_SERVERS = frozenset(
+    [
+        *("connection", "content-length", "date", "keep-alive", "proxy-authenticate"),
+        *("proxy-authorization", "server", "te", "trailer", "trailers", "transfer-encoding"),
+        "upgrade",
+    ]
+)
+
+
+def id_header(name: str) -> str:
+    """A header of ours in an answer: none that the server itself writes, or that says where the
+    answer ends.
+    """
+    if header(name).lower() in _SERVERS:
+        raise ValueError("must be a header of your own: this one is the server's")
+    return name
+
+
+def optional_id_header(name: str) -> str:
+    return id_header(name) if name else name
 
 
 def network(text: str) -> str:

@@ -100,8 +100,10 @@ class Option:
 class Ids(Group):
     """Request ids: the two header names, and whether a client's own id is taken."""
 
-    request_header: Annotated[str, AfterValidator(checks.header)] = "X-Request-ID"
-    correlation_header: Annotated[str, AfterValidator(checks.optional_header)] = "X-Correlation-ID"
+    request_header: Annotated[str, AfterValidator(checks.id_header)] = "X-Request-ID"
+    correlation_header: Annotated[str, AfterValidator(checks.optional_id_header)] = (
+        "X-Correlation-ID"
+    )
     """Empty turns the second header off."""
     answer_correlation: Literal["sent", "always"] = "sent"
     """Answer with the second header where the client sent it, or always."""
