@@ -140,7 +140,8 @@ def train_to(target: Path, source: Path, before: Sequence[Path] = ()) -> None:
         run(
             compiler(trained, source, "-fprofile-generate", "-fprofile-update=prefer-atomic"), place
         )
-        others = ("OPSGUARD_", "GCOV_")  # what is set for an app, and where counts go elsewhere
+        # What is set for an app, what sends the counts elsewhere, and who measures the folder.
+        others = ("OPSGUARD_", "GCOV_", "COVERAGE_")
         environ = {k: v for k, v in os.environ.items() if not k.startswith(others)}
         paths = (place, root / "adapters", environ.get("PYTHONPATH"))
         environ["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths if path)

@@ -27,9 +27,7 @@ HELD = Path(__file__).with_name("held.json")
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     made.add_argument("--list", action="store_true", help="name the programs and their cases")
-    made.add_argument(
-        "--quick", action="store_true", help="the quick gate alone, some three minutes"
-    )
+    made.add_argument("--quick", action="store_true", help="the quick gate alone, some two minutes")
     made.add_argument(
         "--held",
         action="store_true",

@@ -93,7 +93,7 @@ PROGRAM = Program(
     cases=CASES,
     measure=partial(measure, start=START),
     tables=tables,
-    plan=Plan(first=8, cap=32, seconds=30.0),
+    plan=Plan(first=8, cap=32, seconds=20.0),
     lenient=True,
 )
 LIMITED = replace(
