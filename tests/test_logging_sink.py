@@ -66,9 +66,9 @@ class Pipe:
     def read(self) -> str:
         """All there is now."""
         chunks: list[bytes] = []
-        while select.select([self.reader], [], [], 0)[0] and (
-            chunk := os.read(self.reader, 1 << 16)
-        ):
+        ready = select.poll()  # `select` takes no descriptor above 1023, which a long run may have
+        ready.register(self.reader, select.POLLIN)
+        while ready.poll(0) and (chunk := os.read(self.reader, 1 << 16)):
             chunks.append(chunk)
         return b"".join(chunks).decode()
 
