@@ -366,7 +366,7 @@ def damage(file: Path, harm: str) -> None:
     elif harm == "random":
         file.write_bytes(random.Random(3).randbytes(8192))
     else:
-        file.unlink()
+        file.unlink(missing_ok=True)
         if harm == "directory":
             file.mkdir()
 
