@@ -191,8 +191,12 @@ def test_a_pool_that_a_worker_forks_stays_in_the_worker_s_group(tmp_path: Path) 
             return manager().name
 
         def work(queue):
-            with multiprocessing.get_context("fork").Pool(2) as pool:
-                queue.put([name(), *pool.map(name, range(2))])
+            # Closed, not ended by a signal: there coverage saves once more, which can hang a worker
+            # that is just leaving.
+            pool = multiprocessing.get_context("fork").Pool(2)
+            queue.put([name(), *pool.map(name, range(2))])
+            pool.close()
+            pool.join()
 
         if __name__ == "__main__":
             context = multiprocessing.get_context("spawn")
