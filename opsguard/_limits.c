@@ -22,7 +22,7 @@
 #include <math.h>
 #include <time.h>
 
-#include "_tools.h"
+#include "_c/tools.h"
 
 #ifdef Py_GIL_DISABLED
 #error "what is decided here relies on the GIL"

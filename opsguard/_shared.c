@@ -38,7 +38,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "_tools.h"
+#include "_c/tools.h"
 
 #ifdef Py_GIL_DISABLED
 #error "decisions rely on the GIL"

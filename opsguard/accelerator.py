@@ -29,7 +29,7 @@ _HERE = Path(__file__).parent
 def _outdated(name: str, folder: Path) -> bool:
     """Whether a module is older than its sources, which lie beside it in a checkout only."""
     try:
-        sources = [(folder / file).stat() for file in (f"{name}.c", "_tools.h")]
+        sources = [file.stat() for file in (folder / f"{name}.c", *folder.glob("_c/*.h"))]
         built = (folder / f"{name}{EXTENSION_SUFFIXES[0]}").stat()
     except OSError:
         return False

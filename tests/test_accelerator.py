@@ -246,7 +246,8 @@ def test_it_is_left_out_when_the_environment_says_so() -> None:
 
 def test_one_that_is_older_than_its_sources_is_left_out(tmp_path: Path) -> None:
     built = tmp_path / f"_speed{EXTENSION_SUFFIXES[0]}"
-    header, source = tmp_path / "_tools.h", tmp_path / "_speed.c"
+    header, source = tmp_path / "_c" / "tools.h", tmp_path / "_speed.c"
+    header.parent.mkdir()
     assert not _outdated("_speed", tmp_path)  # neither is there
     for number, file in enumerate((header, source, built)):
         file.touch()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from http import HTTPStatus
-from types import FunctionType
 from typing import Any
 
 from opsguard.accelerator import speed
@@ -17,6 +16,7 @@ from opsguard.exceptions import Refused
 from opsguard.exchange import Exchange
 from opsguard.http import Response
 from opsguard.plan import Port
+from opsguard_wsgi.gunicorn import keeps_headers
 from opsguard_wsgi.types import (
     KEY,
     ROOT,
@@ -98,31 +98,6 @@ def serve(
         keeps=keeps_headers,
     )
     return twin
-
-
-def keeps_headers(start_response: StartResponse) -> bool:
-    """Whether the server keeps an answer's headers in a list, `headers` of the object that its
-    `start_response` belongs to. gunicorn does, for its hooks. What `start_response` is given it
-    looks through, with two patterns and a set for each header, which costs more than all of ours;
-    the C path puts the ids into that list where it sees that they are sound.
-
-    It has to be gunicorn's own function: one put in its place may look at all headers itself.
-    """
-    answer, function = getattr(start_response, "__self__", None), _function(start_response)
-    kind = type(answer)
-    return (
-        (kind.__module__, kind.__qualname__) == ("gunicorn.http.wsgi", "Response")
-        and function == ("gunicorn.http.wsgi", "Response.start_response")
-        and type(getattr(answer, "headers", None)) is list
-    )
-
-
-def _function(method: Any) -> tuple[object, object] | None:
-    """Module and name of what a method runs, which `functools.wraps` does not hide."""
-    function = getattr(method, "__func__", None)
-    if not isinstance(function, FunctionType):
-        return None
-    return function.__globals__.get("__name__"), function.__code__.co_qualname
 
 
 def _count_input(environ: Environ, exchange: Exchange) -> None:

@@ -1,0 +1,523 @@
+/* The core, as `plan`: Queue (what waits for its line) and Core (a request's route becomes known, its
+ * end).
+ */
+
+/* Queue: the finished exchanges that have no line yet --------------------------------------------
+ *
+ * What AccessLog needs of collections.deque, whose methods would be looked up and called here.
+ */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject **items; /* a ring: `count` of them from `first` on */
+    Py_ssize_t room, first, count;
+} Queue;
+
+enum { ROOM = 128 }; /* a power of two, and so are its doubles */
+
+/* Twice the room, or the first. 0 or -1. */
+static int
+make_room(Queue *self)
+{
+    Py_ssize_t room = self->room ? 2 * self->room : ROOM;
+    PyObject **items = PyMem_New(PyObject *, room);
+    if (items == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        items[i] = self->items[(self->first + i) & (self->room - 1)];
+    PyMem_Free(self->items);
+    self->items = items;
+    self->room = room;
+    self->first = 0;
+    return 0;
+}
+
+static inline int
+push(Queue *self, PyObject *item)
+{
+    if (self->count == self->room && make_room(self) < 0)
+        return -1;
+    self->items[(self->first + self->count++) & (self->room - 1)] = Py_NewRef(item);
+    return 0;
+}
+
+/* The oldest, with its reference; NULL without an exception: there is none. */
+static inline PyObject *
+pull(Queue *self)
+{
+    if (self->count == 0)
+        return NULL;
+    PyObject *item = self->items[self->first];
+    self->first = (self->first + 1) & (self->room - 1);
+    self->count--;
+    return item;
+}
+
+static PyObject *
+queue_append(Queue *self, PyObject *item)
+{
+    if (push(self, item) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+queue_popleft(Queue *self, PyObject *Py_UNUSED(nothing))
+{
+    PyObject *item = pull(self);
+    if (item == NULL)
+        PyErr_SetString(PyExc_IndexError, "the queue is empty");
+    return item;
+}
+
+/* What it has now: what a finalizer of one of them puts in is not waited for. */
+static int
+queue_clear(Queue *self)
+{
+    PyObject *item;
+    for (Py_ssize_t left = self->count; left > 0 && (item = pull(self)) != NULL; left--)
+        Py_DECREF(item);
+    return 0;
+}
+
+static PyObject *
+queue_clear_method(Queue *self, PyObject *Py_UNUSED(nothing))
+{
+    queue_clear(self);
+    Py_RETURN_NONE;
+}
+
+static Py_ssize_t
+queue_length(Queue *self)
+{
+    return self->count;
+}
+
+static int
+queue_traverse(Queue *self, visitproc visit, void *arg)
+{
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        Py_VISIT(self->items[(self->first + i) & (self->room - 1)]);
+    return 0;
+}
+
+static void
+queue_dealloc(Queue *self)
+{
+    PyObject_GC_UnTrack(self);
+    queue_clear(self); /* nobody can put anything in any more */
+    PyMem_Free(self->items);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef queue_methods[] = {
+    {"append", (PyCFunction)queue_append, METH_O, "Put one at the end."},
+    {"popleft", (PyCFunction)queue_popleft, METH_NOARGS, "Take the first; IndexError: there is none."},
+    {"clear", (PyCFunction)queue_clear_method, METH_NOARGS, "Take all that it has."},
+    {NULL},
+};
+
+static PySequenceMethods queue_sequence = {.sq_length = (lenfunc)queue_length};
+
+static PyTypeObject QueueType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Queue",
+    .tp_basicsize = sizeof(Queue),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = PyType_GenericNew,
+    .tp_dealloc = (destructor)queue_dealloc,
+    .tp_traverse = (traverseproc)queue_traverse,
+    .tp_clear = (inquiry)queue_clear,
+    .tp_methods = queue_methods,
+    .tp_as_sequence = &queue_sequence,
+};
+
+/* Core: enter and close of a Plan --------------------------------------------------------------- */
+
+struct Core {
+    PyObject_HEAD
+    PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record;
+    PyObject *queue; /* a Queue, or None */
+    PyObject *drain, *nudge, *muted, *count_error, *release, *report;
+    PyObject *key_header; /* that API keys come in, beside Authorization; None: no keys */
+    Recorder *recorder; /* what `begin` and `record` belong to; NULL: they are called */
+    unsigned long long hushed; /* bit n: one of `muted` has this mark_of() */
+    Py_ssize_t most;
+};
+
+#define CORE_OBJECTS(X) \
+    X(plan) X(current) X(endpoints) X(edge) X(identify) X(resolve) X(route) X(begin) X(record) \
+    X(queue) X(drain) X(nudge) X(muted) X(count_error) X(release) \
+    X(report) X(key_header)
+
+/* The recorder whose method this is, or NULL: then it is to be called as any function. */
+static Recorder *
+recorder_of(PyObject *method, PyCFunction expected)
+{
+    if (!PyCFunction_CheckExact(method) || PyCFunction_GET_FUNCTION(method) != expected)
+        return NULL;
+    return (Recorder *)PyCFunction_GET_SELF(method);
+}
+
+/* A mark that few endpoints share: a number below 64. All that are no ASCII text share 0. */
+static inline int
+mark_of(PyObject *endpoint)
+{
+    if (!is_ascii(endpoint) || PyUnicode_GET_LENGTH(endpoint) == 0)
+        return 0;
+    Py_ssize_t length = PyUnicode_GET_LENGTH(endpoint);
+    return (int)((7 * length + PyUnicode_1BYTE_DATA(endpoint)[length - 1]) & 63);
+}
+
+/* The marks of a set; 0 with an exception. The lowest bit is always set. */
+static unsigned long long
+marks_of(PyObject *set)
+{
+    PyObject *each = PyObject_GetIter(set), *endpoint;
+    if (each == NULL)
+        return 0;
+    unsigned long long marks = 1;
+    while ((endpoint = PyIter_Next(each)) != NULL) {
+        marks |= 1ULL << mark_of(endpoint);
+        Py_DECREF(endpoint);
+    }
+    Py_DECREF(each);
+    return PyErr_Occurred() ? 0 : marks;
+}
+
+static PyObject *
+core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"plan",   "current", "endpoints", "edge",  "identify",    "resolve",
+                           "route",  "begin",   "record",    "queue", "most",        "drain",
+                           "nudge",  "muted",   "count_error", "release", "report", "key_header", NULL};
+    PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record, *queue;
+    PyObject *drain, *nudge, *muted, *count_error, *release, *report, *key_header;
+    Py_ssize_t most;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OOOO", keys, &plan,
+                                     &PyContextVar_Type, &current, &PyDict_Type, &endpoints, &edge,
+                                     &identify, &resolve, &route, &begin, &record, &queue, &most, &drain,
+                                     &nudge, &PyFrozenSet_Type, &muted, &count_error, &release,
+                                     &report, &key_header))
+        return NULL;
+    if (queue != Py_None && !Py_IS_TYPE(queue, &QueueType)) {
+        PyErr_SetString(PyExc_TypeError, "a Queue is needed");
+        return NULL;
+    }
+    unsigned long long hushed = marks_of(muted);
+    Core *self = hushed == 0 ? NULL : (Core *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+#define KEEP(name) self->name = (void *)Py_NewRef(name);
+    CORE_OBJECTS(KEEP)
+    self->hushed = hushed;
+    Recorder *recorder = recorder_of(begin, (PyCFunction)recorder_begin);
+    if (recorder != NULL && recorder == recorder_of(record, (PyCFunction)recorder_record))
+        self->recorder = recorder; /* `begin` keeps it alive */
+    self->most = most;
+    return (PyObject *)self;
+}
+
+static int
+core_traverse(Core *self, visitproc visit, void *arg)
+{
+    CORE_OBJECTS(VISIT)
+    return 0;
+}
+
+static int
+core_clear(Core *self)
+{
+    CORE_OBJECTS(CLEAR)
+    return 0;
+}
+
+static void
+core_dealloc(Core *self)
+{
+    PyObject_GC_UnTrack(self);
+    core_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* Report the exception that is set, if it is an Exception; else leave it. 0 or -1. */
+static int
+reported(Core *self, PyObject *site)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return -1;
+    PyObject *error = take_error();
+    PyObject *done = PyObject_CallFunctionObjArgs(self->report, site, error, NULL);
+    Py_DECREF(error);
+    if (done == NULL)
+        return -1;
+    Py_DECREF(done);
+    return 0;
+}
+
+/* The route is known: None, or an answer to send instead; new reference. */
+static PyObject *
+enter(Core *self, Exchange *x)
+{
+    if (self->recorder != NULL) {
+        if (begin(self->recorder, x) < 0 && reported(self, names.site_enter) < 0)
+            return NULL;
+    } else if (self->begin != Py_None) {
+        PyObject *done = PyObject_CallOneArg(self->begin, (PyObject *)x);
+        if (done == NULL && reported(self, names.site_enter) < 0)
+            return NULL;
+        Py_XDECREF(done);
+    }
+    if (self->route == Py_None)
+        Py_RETURN_NONE;
+    return PyObject_CallOneArg(self->route, (PyObject *)x);
+}
+
+static int
+queue_up(Core *self, Exchange *x, long status)
+{
+    if (self->queue == Py_None)
+        return 0;
+    PyObject *endpoint = x->endpoint == NULL ? Py_None : x->endpoint;
+    if (status < 400 && self->hushed >> mark_of(endpoint) & 1) {
+        int quiet = PySet_Contains(self->muted, endpoint);
+        if (quiet)
+            return quiet < 0 ? -1 : 0;
+    }
+    Queue *queue = (Queue *)self->queue;
+    if (push(queue, (PyObject *)x) < 0)
+        return -1;
+    Py_ssize_t waiting = queue->count;
+    PyObject *next = waiting >= self->most || status >= 500 ? self->drain
+                     : waiting == 1                         ? self->nudge
+                                                            : NULL;
+    if (next == NULL)
+        return 0;
+    PyObject *done = PyObject_CallNoArgs(next);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+enum { CLIENT_LEFT = 499 };
+
+static int
+close_it(Core *self, Exchange *x)
+{
+    if (is_set(x->held)) {
+        PyObject *done = PyObject_CallOneArg(self->release, (PyObject *)x);
+        if (done == NULL)
+            return -1;
+        Py_DECREF(done);
+    }
+    long status = status_of(x);
+    if (status == -1 && PyErr_Occurred())
+        return -1;
+    if (x->ended == 0.0 || status == 0 || x->left) {
+        if (x->ended == 0.0)
+            x->ended = now();
+        if (x->left || (!is_set(x->error) && status != 0))
+            status = CLIENT_LEFT;
+        else if (status == 0)
+            status = 500;
+        PyObject *number = PyLong_FromLong(status);
+        if (number == NULL)
+            return -1;
+        put(&x->status, number);
+        Py_DECREF(number);
+    }
+    if (self->recorder != NULL) {
+        if (record(self->recorder, x, status) < 0)
+            return -1;
+    } else if (self->record != Py_None) {
+        PyObject *done = PyObject_CallOneArg(self->record, (PyObject *)x);
+        if (done == NULL)
+            return -1;
+        Py_DECREF(done);
+    }
+    if (self->record != Py_None && (status >= 500 || is_set(x->error))) {
+        PyObject *done = PyObject_CallOneArg(self->count_error, (PyObject *)x);
+        if (done == NULL)
+            return -1;
+        Py_DECREF(done);
+    }
+    return queue_up(self, x, status);
+}
+
+/* The request is over. Our own failures are reported. */
+static int
+close_exchange(Core *self, Exchange *x)
+{
+    x->closed = 1;
+    put(&x->source, Py_None);
+    return close_it(self, x) < 0 ? reported(self, names.site_close) : 0;
+}
+
+/* The last byte is out, as Exchange.finish. */
+static int
+finish_exchange(Core *self, Exchange *x)
+{
+    if (x->closed)
+        return 0;
+    x->ended = now();
+    long status = status_of(x);
+    if (status == -1 && PyErr_Occurred())
+        return -1;
+    return status < 500 ? close_exchange(self, x) : 0;
+}
+
+/* The core of a request; NULL with an exception for a websocket, which has none. */
+static Core *
+core_of(Exchange *x)
+{
+    if (x->core == NULL)
+        PyErr_SetString(PyExc_TypeError, "this is for requests that an edge has opened");
+    return x->core;
+}
+
+static PyObject *
+exchange_enter(Exchange *x, PyObject *const *args, Py_ssize_t count, PyObject *keywords)
+{
+    PyObject *endpoint = count > 0 ? args[0] : NULL, *marked = count > 1 ? args[1] : NULL;
+    Py_ssize_t named = keywords == NULL ? 0 : PyTuple_GET_SIZE(keywords);
+    int wrong = count > 2;
+    for (Py_ssize_t i = 0; i < named && !wrong; i++) {
+        PyObject *name = PyTuple_GET_ITEM(keywords, i);
+        PyObject **at = PyUnicode_CompareWithASCIIString(name, "endpoint") == 0 ? &endpoint
+                        : PyUnicode_CompareWithASCIIString(name, "marked") == 0 ? &marked
+                                                                                : NULL;
+        wrong = at == NULL || *at != NULL;
+        if (!wrong)
+            *at = args[count + i];
+    }
+    if (wrong || endpoint == NULL) {
+        PyErr_SetString(PyExc_TypeError, "enter(endpoint, marked=None)");
+        return NULL;
+    }
+    if (core_of(x) == NULL)
+        return NULL;
+    if (is_set(x->endpoint) || x->closed)
+        Py_RETURN_NONE;
+    put(&x->endpoint, endpoint);
+    put(&x->marked, marked == NULL ? Py_None : marked);
+    return enter(x->core, x);
+}
+
+static PyObject *
+exchange_finish(Exchange *x, PyObject *Py_UNUSED(nothing))
+{
+    if (core_of(x) == NULL || finish_exchange(x->core, x) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+exchange_close(Exchange *x, PyObject *Py_UNUSED(nothing))
+{
+    if (core_of(x) == NULL || (!x->closed && close_exchange(x->core, x) < 0))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef exchange_methods[4] = {
+    {"enter", (PyCFunction)(void (*)(void))exchange_enter, METH_FASTCALL | METH_KEYWORDS,
+     "As Exchange.enter."},
+    {"finish", (PyCFunction)exchange_finish, METH_NOARGS, "As Exchange.finish."},
+    {"close", (PyCFunction)exchange_close, METH_NOARGS, "As Exchange.close."},
+    {NULL},
+};
+
+/* Ask the user's function for the route's template: text, or None; new reference. It may raise. */
+static PyObject *
+ask(Core *self, PyObject *label, PyObject *request)
+{
+    PyObject *template = PyObject_CallOneArg(label, request);
+    if (template != NULL)
+        return template;
+    return reported(self, names.site_endpoint) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* As Exchange.enter_by. 0 or -1. */
+static int
+enter_by(Core *self, Exchange *x, PyObject *label, PyObject *request)
+{
+    if (is_set(x->reply) || is_set(x->work))
+        return 0;
+    PyObject *template = ask(self, label, request);
+    if (template == NULL)
+        return -1;
+    PyObject *reply = NULL;
+    int entered = template != Py_None && !is_set(x->endpoint) && !x->closed;
+    if (entered) {
+        put(&x->endpoint, template);
+        put(&x->marked, Py_None);
+        reply = enter(self, x);
+        if (reply != NULL)
+            put(&x->reply, reply);
+    }
+    Py_DECREF(template);
+    Py_XDECREF(reply);
+    return entered && reply == NULL ? -1 : 0;
+}
+
+/* As Exchange.name_by. 0 or -1. */
+static int
+name_by(Core *self, Exchange *x, PyObject *label, PyObject *request)
+{
+    PyObject *template = ask(self, label, request);
+    if (template == NULL)
+        return -1;
+    if (template != Py_None && !is_set(x->endpoint))
+        put(&x->endpoint, template);
+    Py_DECREF(template);
+    return 0;
+}
+
+static PyObject *
+core_enter(Core *self, PyObject *exchange)
+{
+    Exchange *x = as_exchange(exchange);
+    return x == NULL ? NULL : enter(self, x);
+}
+
+static PyObject *
+core_close(Core *self, PyObject *exchange)
+{
+    Exchange *x = as_exchange(exchange);
+    if (x == NULL || close_exchange(self, x) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef core_methods[] = {
+    {"enter", (PyCFunction)core_enter, METH_O, "As Plan.enter."},
+    {"close", (PyCFunction)core_close, METH_O, "As Plan.close."},
+    {NULL},
+};
+
+static PyTypeObject CoreType = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Core",
+    .tp_basicsize = sizeof(Core),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = core_new,
+    .tp_dealloc = (destructor)core_dealloc,
+    .tp_traverse = (traverseproc)core_traverse,
+    .tp_clear = (inquiry)core_clear,
+    .tp_methods = core_methods,
+};
+
+enum { TEMPLATES = 4096 };
+
+/* A route of a framework in the common form: as `templates` remembers it, or as the function says. */
+static PyObject *
+known_template(PyObject *templates, PyObject *template, PyObject *route)
+{
+    PyObject *known = Py_XNewRef(PyDict_GetItemWithError(templates, route));
+    if (known != NULL || PyErr_Occurred())
+        return known;
+    known = PyObject_CallOneArg(template, route);
+    if (known != NULL && PyDict_GET_SIZE(templates) < TEMPLATES
+        && PyDict_SetItem(templates, route, known) < 0)
+        Py_CLEAR(known);
+    return known;
+}
