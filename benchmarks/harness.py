@@ -3,8 +3,12 @@
 Method. One *block* is a run of requests of about 30 ms. Bare and arm alternate in blocks in the
 order ABBA (and BAAB in the next round), so that a drift of the machine falls on both alike. A
 block's cost is CPU time, not wall time, over all threads of the process, and whatever the arm
-put off is done inside the block (its ``drain``), so a background thread hides nothing. Each ABBA
-gives one paired difference; the figure is their median. Beside the arms under test run the two
+put off is done inside the block (its ``drain``), so a background thread hides nothing. Where access
+lines are written a block is a whole number of their batches, as under load: to write a few lines at
+the end of each block would wake the reader of the pipe once more for them. Each ABBA
+gives one paired difference; the figure is their median. In process a block begins with a few
+requests that are not counted: on its server an app does not take turns with others, and need not
+fetch its code anew after 100 ms. Beside the arms under test run the two
 controls (see `Controls`): if either reads wrong, the run is void and no verdict is given.
 """
 
@@ -45,22 +49,47 @@ class Arm(Protocol):
         ...
 
 
+class Divisible(Arm, Protocol):
+    """One whose block can be served in parts, with those of another in between."""
+
+    def part(self, requests: int) -> float:
+        """Serve some; CPU nanoseconds spent, or 0 where only `rest` can tell."""
+        ...
+
+    def rest(self) -> float:
+        """What has not been told since the last time, deferred work included."""
+        ...
+
+
 def _nothing() -> None:
     pass
 
 
 @dataclass(frozen=True, slots=True)
 class InProcess:
-    """An arm served in this process. ``drain`` finishes deferred work, on the arm's account."""
+    """An arm served in this process. ``drain`` finishes deferred work, on the arm's account.
+
+    ``warm`` requests before a block bring its code back into the caches.
+    """
 
     name: str
     serve: Callable[[int], None]
     drain: Callable[[], object] = _nothing
     clock: Callable[[], int] = time.process_time_ns
+    warm: int = 8
 
     def block(self, requests: int) -> float:
+        self.serve(self.warm)
+        self.drain()
+        return self.part(requests) + self.rest()
+
+    def part(self, requests: int) -> float:
         started = self.clock()
         self.serve(requests)
+        return float(self.clock() - started)
+
+    def rest(self) -> float:
+        started = self.clock()
         self.drain()
         return float(self.clock() - started)
 
@@ -115,13 +144,18 @@ class Outcome:
         return record
 
 
-def requests_per_block(arm: Arm, seconds: float = BLOCK_SECONDS, least: int = 4) -> int:
-    """How many requests of this arm make a block of about ``seconds``. Warms the arm up too."""
+def requests_per_block(
+    arm: Arm, seconds: float = BLOCK_SECONDS, least: int = 4, *, step: int = 1
+) -> int:
+    """How many requests of this arm make a block of about ``seconds``, a multiple of ``step``.
+    Warms the arm up too.
+    """
     requests = least
     while True:
         spent = arm.block(requests)
         if spent >= seconds * 1e9 / 2:
-            return max(least, round(requests * seconds * 1e9 / spent))
+            wanted = max(least, round(requests * seconds * 1e9 / spent))
+            return max(step, round(wanted / step) * step)
         requests *= 2
 
 
@@ -159,17 +193,9 @@ def assess(rounds: Sequence[Round], claims: Sequence[Claim], controls: Controls 
     )
 
 
-def in_turn(bare: Arm, arms: Sequence[Arm], requests: int) -> Iterator[Round]:
-    """Rounds without end from arms that stay as they are."""
-    return in_teams([(bare, arm) for arm in arms], requests)
-
-
 def in_teams(teams: Sequence[tuple[Arm, Arm]], requests: int) -> Iterator[Round]:
-    """`in_turn` where each arm has an arm of its own that it is compared with, named first."""
-    for arm in {arm.name: arm for team in teams for arm in team}.values():
-        arm.block(requests)
-    gc.collect()
-    gc.freeze()
+    """Rounds without end. Each arm has one that it is compared with, which is named first."""
+    _settle(teams, requests)
     turned = False
     while True:
         found: dict[str, Pair] = {}
@@ -177,6 +203,40 @@ def in_teams(teams: Sequence[tuple[Arm, Arm]], requests: int) -> Iterator[Round]
             found |= one_round(bare, [arm], requests, turned=turned)
         yield found
         turned = not turned
+
+
+def _settle(teams: Sequence[tuple[Arm, Arm]], requests: int) -> None:
+    """Run each arm once before it counts, and leave no garbage to its time."""
+    for arm in {arm.name: arm for team in teams for arm in team}.values():
+        arm.block(requests)
+    gc.collect()
+    gc.freeze()
+
+
+def interleaved(
+    teams: Sequence[tuple[Divisible, Divisible]], requests: int, turn: int
+) -> Iterator[Round]:
+    """As `in_teams`, but the two of a team take turns of ``turn`` requests, which must divide
+    ``requests``: what somebody else's burst of work costs on a shared machine falls on both alike.
+    """
+    _settle(teams, requests)
+    turned = False
+    while True:
+        yield {arm.name: _in_turns(bare, arm, requests, turn, turned) for bare, arm in teams}
+        turned = not turned
+
+
+def _in_turns(bare: Divisible, arm: Divisible, requests: int, turn: int, turned: bool) -> Pair:
+    first, second = (arm, bare) if turned else (bare, arm)
+    for one in (first, second):
+        one.rest()  # what was put off before is on nobody's account
+    spent = {first.name: 0.0, second.name: 0.0}
+    for _ in range(requests // turn):
+        for one in (first, second, second, first):
+            spent[one.name] += one.part(turn)
+    for one in (first, second):
+        spent[one.name] += one.rest()
+    return Pair(spent[bare.name] / (2 * requests), spent[arm.name] / (2 * requests))
 
 
 def run(

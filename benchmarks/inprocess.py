@@ -20,10 +20,12 @@ from benchmarks.harness import (
     InProcess,
     Plan,
     in_teams,
+    interleaved,
     requests_per_block,
     run,
 )
 from benchmarks.program import Record, finished
+from opsguard.logging.batches import BATCH
 
 Driver = Callable[[Served, str, AbstractEventLoop, Headers], Callable[[int], None]]
 
@@ -61,6 +63,7 @@ def compare(
     beside: Mapping[str, str] = {},
     headers: Headers = HEADERS,
     block: float = BLOCK_SECONDS,
+    turn: int | None = None,
     judged: bool = True,
 ) -> Record:
     """Measure ``subjects`` (variants of `make_all`) and the controls, each against the variant that
@@ -68,26 +71,30 @@ def compare(
     a run that is one sample among others: the controls are measured as subjects are.
 
     ``block`` is for how many seconds the bare app is served at a time. What is a fraction of a
-    microsecond needs many short blocks: within a long one a shared machine drifts by more.
+    microsecond needs many short blocks: within a long one a shared machine drifts by more. With
+    ``turn`` the two of a team take turns of so many requests within a block.
     """
     cores.measure_here()
     rest = (*subjects, controls.twin, controls.planted)
     names = tuple(dict.fromkeys(("bare", *beside.values(), *rest)))
     # What is made first lies elsewhere in memory: a page is a per cent dearer for that, or cheaper.
     served = make_all(framework, random.sample(names, len(names)))
-    loop = direct.new_loop()
-    complaints = different_answers(served, path, loop, headers)
-    counted = {name: Counted(DRIVERS[driver](served[name], path, loop, headers)) for name in names}
+    # Each has a loop of its own, as on its server: what one has put off is done in its time.
+    loops = {name: direct.new_loop() for name in names}
+    counted = {
+        name: Counted(DRIVERS[driver](served[name], path, loops[name], headers)) for name in names
+    }
+    complaints = different_answers(served, path, loops, headers)
     arms = {name: InProcess(name, counted[name], served[name].drain) for name in names}
     teams = [(arms[beside.get(name, "bare")], arms[name]) for name in rest]
     every = [Claim(f"{name} added µs", added_us(name)) for name in (subjects if judged else rest)]
-    requests = requests_per_block(arms["bare"], block)
-    rounds = in_teams(teams, requests)
+    requests = requests_per_block(arms["bare"], block, step=BATCH)
+    rounds = interleaved(teams, requests, turn) if turn else in_teams(teams, requests)
     outcome = run(rounds, [*claims, *every], controls if judged else None, plan)
     guarded = [name for name in names if name in VARIANTS]
     for name in guarded:
         if VARIANTS[name].get("metrics", {}).get("enabled", True):
-            complaints += idle_guard(served[name], path, counted[name].requests, loop)
+            complaints += idle_guard(served[name], path, counted[name].requests, loops[name])
     return finished(outcome.as_record(), complaints) | {
         "framework": framework,
         "path": path,
@@ -103,14 +110,18 @@ def _has_line(variant: str) -> bool:
 
 
 def different_answers(
-    served: Mapping[str, Served], path: str, loop: AbstractEventLoop, sent: Headers = HEADERS
+    served: Mapping[str, Served],
+    path: str,
+    loops: Mapping[str, AbstractEventLoop],
+    sent: Headers = HEADERS,
 ) -> list[str]:
     """Variants that do not answer what the bare app answers; a guarded one that adds no id, one
     with a limit that does not tell of it, one with a key that lets a stranger in.
     """
-    status, _, body = direct.fetch(served["bare"], path, loop, headers=sent)
+    status, _, body = direct.fetch(served["bare"], path, loops["bare"], headers=sent)
     found = [] if status == 200 else [f"the bare app answers {status}"]
     for name, one in served.items():
+        loop = loops[name]
         got, headers, content = direct.fetch(one, path, loop, headers=sent)
         if (got, content) != (status, body):
             found.append(f"{name} answers differently from the bare app")

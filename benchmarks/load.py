@@ -1,8 +1,8 @@
 """The load client, a process of its own: ``python -m benchmarks.load``.
 
-Reads one JSON job per line on standard input and answers one line each: it asks the worker for
-its CPU time, sends the requests, asks again. The number of requests is fixed, not the time, so
-that bare and guarded blocks do the same work and can be as short as the method wants them (the
+Reads one JSON job per line on standard input and answers one line each: it sends the requests, or
+asks the worker for its CPU time. The number of requests is fixed, not the time, so that bare and
+guarded blocks do the same work and their turns can be as short as the method wants them (the
 shortest run of `wrk` is a second). Connections stay open from job to job where the server keeps
 them. As soon as one answer is read the next request goes out, so that all but one of the
 connections have a request waiting at the server: it never sleeps within a block.
@@ -17,7 +17,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from benchmarks.drivers.request import HEADERS, KEYED, Headers, wire, with_encoding
 from benchmarks.served import CONTROL
@@ -56,6 +55,7 @@ class Connections:
     width: int
     headers: Headers = HEADERS
     _open: list[socket.socket] = field(default_factory=list)
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     def _take(self) -> socket.socket:
         if self._open:
@@ -106,10 +106,12 @@ class Connections:
 
     def send(self, path: str, requests: int) -> None:
         """Many requests; every answer must have the size of the first."""
-        size = len(self.fetch(path))
-        request = wire(path, self.headers)
+        if path not in self._sizes:
+            self._sizes[path] = len(self.fetch(path))
+            requests -= 1
+        size, request = self._sizes[path], wire(path, self.headers)
         waiting: deque[socket.socket] = deque()
-        for _ in range(requests - 1):
+        for _ in range(requests):
             if len(waiting) == self.width:
                 self._read(waiting.popleft(), size)
             connection = self._take()
@@ -153,12 +155,12 @@ def to_one_worker(
     return chosen, frozenset(found)
 
 
-def job(connections: Connections, path: str, requests: int) -> dict[str, Any]:
-    """Load and both readings: CPU nanoseconds and requests in between."""
-    before = reading(connections)
-    connections.send(path, requests)
-    after = reading(connections)
-    return {key: after[key] - before[key] for key in ("cpu_ns", "requests")}
+def job(connections: Connections, path: str, requests: int) -> dict[str, int]:
+    """Load; or, for no requests, a reading: what the worker has spent and served so far."""
+    if requests:
+        connections.send(path, requests)
+        return {}
+    return reading(connections)
 
 
 def reading(connections: Connections) -> dict[str, int]:

@@ -128,7 +128,7 @@ class Load:
         self._process.wait(10)
 
     def run(self, order: dict[str, Any]) -> dict[str, int]:
-        """One job; the worker's CPU nanoseconds and requests."""
+        """One job, and what it found."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -142,7 +142,10 @@ class Load:
 
 @dataclass(slots=True)
 class Served:
-    """A real server as an arm: CPU as its worker reports it. ``keyed``: with an API key."""
+    """A real server as an arm: CPU as its worker reports it. ``keyed``: with an API key.
+
+    ``requests`` counts those of blocks that are over.
+    """
 
     name: str
     server: Server
@@ -151,9 +154,29 @@ class Served:
     keep_alive: bool
     keyed: bool = False
     requests: int = 0
+    _sent: int = 0
+    _cpu_ns: int = 0
 
     def block(self, requests: int) -> float:
-        found = self.load.run(
+        self.rest()
+        self.part(requests)
+        return self.rest()
+
+    def part(self, requests: int) -> float:
+        self._order(requests)
+        self._sent += requests
+        return 0.0  # the next reading tells
+
+    def rest(self) -> float:
+        found = self._order(0)
+        if found["requests"] != self._sent:
+            raise RuntimeError(f"{self.name} served {found['requests']} of {self._sent} requests")
+        self.requests = self._sent
+        spent, self._cpu_ns = found["cpu_ns"] - self._cpu_ns, found["cpu_ns"]
+        return float(spent)
+
+    def _order(self, requests: int) -> dict[str, int]:
+        return self.load.run(
             {
                 "port": self.server.port,
                 "process": self.server.process.pid,
@@ -164,7 +187,3 @@ class Served:
                 "connections": CONNECTIONS,
             }
         )
-        if found["requests"] != requests:
-            raise RuntimeError(f"{self.name} served {found['requests']} of {requests} requests")
-        self.requests += requests
-        return float(found["cpu_ns"])

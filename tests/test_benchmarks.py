@@ -42,7 +42,7 @@ from benchmarks.harness import (
     Plan,
     assess,
     in_teams,
-    in_turn,
+    interleaved,
     one_round,
     requests_per_block,
     run,
@@ -260,9 +260,38 @@ def test_a_block_is_as_many_requests_as_fill_its_time() -> None:
 
 def test_arms_are_run_once_before_they_count() -> None:
     diary: list[str] = []
-    rounds = in_turn(Scripted("a", 400.0, diary), [Scripted("b", 405.0, diary)], 10)
+    rounds = in_teams([(Scripted("a", 400.0, diary), Scripted("b", 405.0, diary))], 10)
     next(rounds)
     assert "".join(diary) == "ab" + "abba"
+
+
+def test_a_team_takes_turns_within_its_blocks_and_finishes_on_its_own_account() -> None:
+    diary: list[str] = []
+
+    @dataclass
+    class Late(Scripted):
+        """Puts 1 µs a request off, and once 50 from before."""
+
+        owed_us: float = 50.0
+
+        def part(self, requests: int) -> float:
+            self.owed_us += requests
+            return self.block(requests)
+
+        def rest(self) -> float:
+            self.diary.append(self.name.upper())
+            owed, self.owed_us = self.owed_us, 0.0
+            return owed * 1_000
+
+    rounds = interleaved([(Late("a", 400.0, diary), Late("b", 405.0, diary))], 10, 5)
+    found, again = next(rounds), next(rounds)
+    assert "".join(diary) == "ab" + "ABabbaabbaAB" + "BAbaabbaabBA"
+    assert found == again == {"b": Pair(401_000.0, 406_000.0)}
+
+
+def test_a_block_may_be_a_whole_number_of_batches() -> None:
+    assert requests_per_block(Scripted("a", 100.0), seconds=0.03, step=96) == 288
+    assert requests_per_block(Scripted("a", 900.0), seconds=0.03, step=96) == 96
 
 
 def test_an_arm_is_compared_with_the_one_it_is_teamed_with() -> None:
@@ -396,11 +425,12 @@ def test_limits_and_keys_of_the_variants_are_on() -> None:
     """No complaint about what is on; one about each variant that only bears its name."""
     loop = direct.new_loop()
     served = make_all("asgi", LIMITED_ANSWERS)
-    assert different_answers(served, "/json", loop, KEYED) == []
+    loops = dict.fromkeys(served, loop)
+    assert different_answers(served, "/json", loops, KEYED) == []
     idle = served | dict.fromkeys(
         ("limit by path", "key"), make_all("asgi", ("guarded",))["guarded"]
     )
-    assert different_answers(idle, "/json", loop, KEYED) == [
+    assert different_answers(idle, "/json", loops, KEYED) == [
         "limit by path sends no X-RateLimit-Remaining: is it on?",
         "key lets somebody in without a key",
     ]

@@ -1,16 +1,18 @@
 """The server's own HTTP code, driven over memory.
 
-uvicorn's ``HttpToolsProtocol`` gets a transport that swallows what is written; gunicorn's sync
-worker gets a socket that holds one request and swallows the answer. Parsing, scope or environ,
-the call of the app and the writing of the answer are the server's; sockets and polling are not
-there, so the bare app looks a little cheaper than on the real server and ours a little dearer
-beside it: a gate passed here is passed there.
+uvicorn's ``HttpToolsProtocol`` gets a transport that swallows what is written, after the startup of
+its lifespan; gunicorn's sync worker runs its own loop, over sockets that hold one request and
+swallow the answer. Parsing, scope or environ, the call of the app and the writing of the answer are
+the server's; sockets and polling are not there, so the bare app looks a little cheaper than on the
+real server and ours a little dearer beside it: a gate passed here is passed there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -68,9 +70,10 @@ def _uvicorn(app: Any, request: bytes, loop: asyncio.AbstractEventLoop) -> Calla
             self.answered.set_result(None)
 
     config = Config(
-        app, http="httptools", interface="asgi3", access_log=False, log_config=None, lifespan="off"
+        app, http="httptools", interface="asgi3", access_log=False, log_config=None, lifespan="auto"
     )
     config.load()
+    loop.run_until_complete(_start(config))
     state = ServerState()
     state.default_headers = [
         (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"),
@@ -95,11 +98,17 @@ def _uvicorn(app: Any, request: bytes, loop: asyncio.AbstractEventLoop) -> Calla
     return lambda requests: loop.run_until_complete(several(requests))
 
 
+async def _start(config: Any) -> None:
+    """As the server does first: what looks after the lines may live in its event loop."""
+    await config.lifespan_class(config).startup()
+
+
 class MemorySocket:
     """A connection that brings one request and takes the answer."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, request: bytes, descriptor: int) -> None:
         self._unread = request
+        self._descriptor = descriptor
         self.answer = b""
 
     def recv(self, size: int) -> bytes:
@@ -118,30 +127,54 @@ class MemorySocket:
     def setblocking(self, flag: bool) -> None:
         pass
 
+    def fileno(self) -> int:
+        return self._descriptor
+
     def shutdown(self, how: int) -> None:
         pass
 
     def close(self) -> None:
-        pass
+        if not self.answer.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"gunicorn answered {self.answer[:100]!r}")
+
+
+class MemoryListener(MemorySocket):
+    """Where as many connections wait as `waiting` says."""
+
+    def __init__(self, request: bytes) -> None:
+        super().__init__(request, os.open(os.devnull, os.O_RDWR))  # for the life of the process
+        self._request = request
+        self.waiting = 0
+
+    def accept(self) -> tuple[MemorySocket, tuple[str, int]]:
+        if not self.waiting:
+            raise BlockingIOError(errno.EAGAIN, "nobody is waiting")
+        self.waiting -= 1
+        return MemorySocket(self._request, self._descriptor), PEER
 
 
 def _gunicorn(app: Any, request: bytes) -> Callable[[int], None]:
     from gunicorn.config import Config  # type: ignore[import-untyped]
     from gunicorn.glogging import Logger  # type: ignore[import-untyped]
-    from gunicorn.workers.sync import SyncWorker  # type: ignore[import-untyped]
+    from gunicorn.workers.sync import StopWaiting, SyncWorker  # type: ignore[import-untyped]
+
+    class Worker(SyncWorker):  # type: ignore[misc]
+        """Goes to sleep when nobody is waiting: then its loop ends."""
+
+        def wait(self, timeout: float) -> None:
+            raise StopWaiting
 
     config = Config()
     app_loader: Any = None  # the app is set below
-    worker: Any = SyncWorker(0, 0, [], app_loader, 30, config, Logger(config))
+    listener = MemoryListener(request)
+    worker: Any = Worker(0, os.getppid(), [listener], app_loader, 30, config, Logger(config))
     logging.getLogger("gunicorn.error").setLevel(logging.WARNING)
     worker.wsgi = app
-    listener = MemorySocket(b"")
 
     def several(requests: int) -> None:
-        for _ in range(requests):
-            client = MemorySocket(request)
-            worker.handle(listener, client, PEER)
-            if not client.answer.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"gunicorn answered {client.answer[:100]!r}")
+        listener.waiting = requests
+        worker.run()
+        if listener.waiting:
+            raise RuntimeError(f"gunicorn left {listener.waiting} of {requests} requests")
 
     return several
