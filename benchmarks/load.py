@@ -18,6 +18,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from benchmarks import cores
 from benchmarks.drivers.request import HEADERS, KEYED, Headers, wire, with_encoding
 from benchmarks.served import CONTROL
 
@@ -170,6 +171,7 @@ def reading(connections: Connections) -> dict[str, int]:
 
 
 def main() -> None:
+    cores.keep_off()
     # By process too: a later server may get the port of an earlier one.
     known: dict[tuple[int, int], Connections] = {}
     for line in sys.stdin:

@@ -27,10 +27,10 @@ Figures are CPU time per request, as `median [95 % interval]`, not wall time: on
 wall time measures the neighbours. Bare and guarded take turns in short blocks (ABBA), so that what
 the machine does meanwhile falls on both; in the gate and its quick form the turns are a few
 milliseconds, within a block that is a whole number of batches of access lines, as under load. Work
-put off (buffered log lines) is finished inside the block; the median of the paired differences is the
-figure and a bootstrap over them the interval. On real servers the worker reads its own CPU clock.
-There and in the quick gate processes are started anew for every sample, for two of the same code
-differ by a per cent.
+put off (buffered log lines) is finished inside the block; the median of the paired differences is
+the figure and a bootstrap over them the interval. On real servers the worker reads its own CPU
+clock. There and in the quick gate processes are started anew for every sample, for two of the same
+code differ by a per cent.
 
 Two controls run in turn with the rest: the bare app against a second copy of itself, which must
 read 0, and the bare app with 30 µs of CPU planted in it, which must read 30 (or a little more: what

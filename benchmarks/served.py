@@ -1,9 +1,10 @@
 """The app factory the real servers load: ``benchmarks.served:application``.
 
-Which app is in the environment (``BENCHMARK_FRAMEWORK``, ``BENCHMARK_VARIANT``). Around it, and
-around opsguard, in every variant alike, stands a control endpoint by which the worker itself
-tells its pid, the CPU time it has used, in nanoseconds, and how many requests it served: clock
-ticks would be too coarse. Before it answers it finishes what was put off.
+Which app is in the environment (``BENCHMARK_FRAMEWORK``, ``BENCHMARK_VARIANT``), and whether the
+worker stays on the core that is measured (``BENCHMARK_ONE_CORE``). Around it, and around opsguard,
+in every variant alike, stands a control endpoint by which the worker itself tells its pid, the CPU
+time it has used, in nanoseconds, and how many requests it served: clock ticks would be too coarse.
+Before it answers it finishes what was put off.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import cores
 from benchmarks.apps import Served, make_all
 
 CONTROL = "/-/cpu"
@@ -69,6 +71,8 @@ class WsgiControl(_Meter):
 
 def application() -> Any:
     """Build the app of this worker; servers call it in the worker process."""
+    if os.environ.get("BENCHMARK_ONE_CORE"):
+        cores.measure_here()
     framework, variant = os.environ["BENCHMARK_FRAMEWORK"], os.environ["BENCHMARK_VARIANT"]
     served = make_all(framework, (variant,))[variant]
     return AsgiControl(served) if served.protocol == "asgi" else WsgiControl(served)

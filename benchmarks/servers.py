@@ -56,16 +56,22 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(
-    framework: str, variants: Sequence[str], seed: int, arguments: Sequence[str] = ()
+    framework: str,
+    variants: Sequence[str],
+    seed: int,
+    arguments: Sequence[str] = (),
+    *,
+    one_core: bool = False,
 ) -> Iterator[dict[str, Server]]:
     """A server per variant, all up; stopped at the end. All with the same `seed` of text hashes,
     which decides how Python's dictionaries lie in memory, and with that a per cent of the time.
-    `arguments` are added to the server's.
+    `arguments` are added to the server's. With `one_core` all workers share the core that is
+    measured.
     """
     running: dict[str, Server] = {}
     try:
         for variant in variants:
-            running[variant] = _start(framework, variant, seed, arguments)
+            running[variant] = _start(framework, variant, seed, arguments, one_core)
         for server in running.values():
             _wait(server)
         yield running
@@ -81,7 +87,9 @@ def serving(
             server.drain.finish()
 
 
-def _start(framework: str, variant: str, seed: int, arguments: Sequence[str]) -> Server:
+def _start(
+    framework: str, variant: str, seed: int, arguments: Sequence[str], one_core: bool
+) -> Server:
     port, drain = free_port(), Drain()
     process = subprocess.Popen(
         [*command(framework, port), *arguments],
@@ -91,6 +99,7 @@ def _start(framework: str, variant: str, seed: int, arguments: Sequence[str]) ->
         | {
             "BENCHMARK_FRAMEWORK": framework,
             "BENCHMARK_VARIANT": variant,
+            "BENCHMARK_ONE_CORE": "1" if one_core else "",
             "PYTHONHASHSEED": str(seed),
         },
     )
