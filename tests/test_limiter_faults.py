@@ -20,7 +20,8 @@ from opsguard.limiter.local import LocalStore
 from opsguard.limiter.rates import Rate
 from opsguard.limiter.redis import RedisStore
 from opsguard.limiter.stores import Charge, StoreDown, Verdict
-from tests.redis_server import RedisServer, free_port, running
+from tests.ports import free_port
+from tests.redis_server import RedisServer, running
 
 LIMIT = 0.025
 GRACE = 0.4

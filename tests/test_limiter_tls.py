@@ -32,7 +32,8 @@ from opsguard.limiter.storages import remote_store
 from opsguard.limiter.stores import Charge, StoreDown, Verdict
 from opsguard.limiter.tls import Certificates
 from opsguard_fastapi import install
-from tests.redis_server import RedisServer, executable, free_port, running
+from tests.ports import free_port
+from tests.redis_server import RedisServer, executable, running
 
 USUAL = 0.021
 """What a decision may take by default, less what a failure would cost."""

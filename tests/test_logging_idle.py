@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from opsguard.logging.idle import tended_by_server
+from tests.ports import free_port
 
 APP = """
 import threading
@@ -29,13 +30,6 @@ def app(environ, start_response):
 
 app = opsguard_wsgi.install(app, OpsGuard("idle", logging={"format": "json", "file": "log"}))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def ask(port: int) -> str:

@@ -28,7 +28,8 @@ from opsguard.keys.stores import Store as KeyStore
 from opsguard.limiter import Charge, parse_rates
 from opsguard.limiter.storages import remote_store
 from opsguard.limiter.stores import RemoteStore, StoreDown, Strategy, Verdict
-from tests.redis_server import RedisServer, free_port, running
+from tests.ports import free_port
+from tests.redis_server import RedisServer, running
 from tests.test_keys_stores import BARE, FULL, PEPPER, race_for_the_first_key
 
 PATIENT = 5.0

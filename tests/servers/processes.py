@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +18,10 @@ from typing import Any, TypeVar
 
 from opsguard.testing import Answer, Request
 from tests.contract.harness import Samples, parse
+from tests.ports import free_port
 from tests.servers.client import TIMEOUT, Client
 
-__all__ = ["SERVERS", "Pool", "Running", "Server", "free_port", "requests", "running", "until"]
+__all__ = ["SERVERS", "Pool", "Running", "Server", "requests", "running", "until"]
 
 ROOT = Path(__file__).parents[2]
 """The folder above tests/: where it is in the checkout, or in the copy that nox makes."""
@@ -199,13 +199,6 @@ class Running:
 def requests(samples: Samples) -> float:
     """How many requests were counted in all."""
     return sum(value for (name, _), value in samples.items() if name == "http_requests_total")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
