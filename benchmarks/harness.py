@@ -216,9 +216,13 @@ def _settle(teams: Sequence[tuple[Arm, Arm]], requests: int) -> None:
 def interleaved(
     teams: Sequence[tuple[Divisible, Divisible]], requests: int, turn: int
 ) -> Iterator[Round]:
-    """As `in_teams`, but the two of a team take turns of ``turn`` requests, which must divide
-    ``requests``: what somebody else's burst of work costs on a shared machine falls on both alike.
+    """As `in_teams`, but the two of a team take turns of ``turn`` requests: what somebody else's
+    burst of work costs on a shared machine falls on both alike.
+
+    :raises ValueError: if ``turn`` does not divide ``requests``.
     """
+    if requests % turn:
+        raise ValueError(f"turns of {turn} do not divide a block of {requests} requests")
     _settle(teams, requests)
     turned = False
     while True:

@@ -151,10 +151,7 @@ class Load:
 
 @dataclass(slots=True)
 class Served:
-    """A real server as an arm: CPU as its worker reports it. ``keyed``: with an API key.
-
-    ``requests`` counts those of blocks that are over.
-    """
+    """A real server as an arm: CPU as its worker reports it. ``keyed``: with an API key."""
 
     name: str
     server: Server
@@ -163,7 +160,6 @@ class Served:
     keep_alive: bool
     keyed: bool = False
     requests: int = 0
-    _sent: int = 0
     _cpu_ns: int = 0
 
     def block(self, requests: int) -> float:
@@ -173,14 +169,15 @@ class Served:
 
     def part(self, requests: int) -> float:
         self._order(requests)
-        self._sent += requests
+        self.requests += requests
         return 0.0  # the next reading tells
 
     def rest(self) -> float:
         found = self._order(0)
-        if found["requests"] != self._sent:
-            raise RuntimeError(f"{self.name} served {found['requests']} of {self._sent} requests")
-        self.requests = self._sent
+        if found["requests"] != self.requests:
+            raise RuntimeError(
+                f"{self.name} served {found['requests']} of {self.requests} requests"
+            )
         spent, self._cpu_ns = found["cpu_ns"] - self._cpu_ns, found["cpu_ns"]
         return float(spent)
 

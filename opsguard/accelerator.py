@@ -29,11 +29,12 @@ _HERE = Path(__file__).parent
 def _outdated(name: str, folder: Path) -> bool:
     """Whether a module is older than its sources, which lie beside it in a checkout only."""
     try:
-        sources = [file.stat() for file in (folder / f"{name}.c", *folder.glob("_c/*.h"))]
+        source = (folder / f"{name}.c").stat()  # first: a wheel has none
+        sources = [source, *(header.stat() for header in folder.glob("_c/*.h"))]
         built = (folder / f"{name}{EXTENSION_SUFFIXES[0]}").stat()
     except OSError:
         return False
-    if built.st_mtime >= max(source.st_mtime for source in sources):
+    if built.st_mtime >= max(one.st_mtime for one in sources):
         return False
     warnings.warn(
         f"opsguard.{name} was built before its sources changed and is left out: build it anew with"

@@ -289,6 +289,11 @@ def test_a_team_takes_turns_within_its_blocks_and_finishes_on_its_own_account() 
     assert found == again == {"b": Pair(401_000.0, 406_000.0)}
 
 
+def test_turns_that_leave_a_part_of_a_block_out_are_refused() -> None:
+    with pytest.raises(ValueError, match="turns of 7 do not divide a block of 10 requests"):
+        next(interleaved([], 10, 7))
+
+
 def test_a_block_may_be_a_whole_number_of_batches() -> None:
     assert requests_per_block(Scripted("a", 100.0), seconds=0.03, step=96) == 288
     assert requests_per_block(Scripted("a", 900.0), seconds=0.03, step=96) == 96

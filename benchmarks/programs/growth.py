@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks import guarding
 from benchmarks.apps import Served
 from benchmarks.drivers import direct
-from benchmarks.estimates import Interval, Pair, Round, added_ratio, added_us, bootstrap, judge
-from benchmarks.harness import Claim, InProcess, Plan, one_round, requests_per_block, run
+from benchmarks.estimates import Interval, added_ratio, added_us, bootstrap, judge
+from benchmarks.harness import Claim, InProcess, Plan, in_teams, requests_per_block, run
 from benchmarks.inprocess import metrics_text
 from benchmarks.memory import resident
 from benchmarks.program import Program, Record, Table, figure
@@ -65,26 +65,14 @@ def _requests(plan: Plan) -> Record:
         mine = direct.serve(served, paths(count), loop)
         mine(count)
         teams.append((InProcess("bare", bare), InProcess(f"{count}", mine, served.drain)))
-    requests = requests_per_block(teams[0][1])
-
-    def rounds() -> Iterator[Round]:
-        gc.collect()
-        gc.freeze()
-        turned = False
-        while True:
-            found: dict[str, Pair] = {}
-            for bare, arm in teams:
-                found |= one_round(bare, [arm], requests, turned=turned)
-            yield found
-            turned = not turned
-
+    rounds = in_teams(teams, requests_per_block(teams[0][1]))
     first = f"{COUNTS[0]}"
     claims = [Claim(f"added µs at {count}", added_us(f"{count}")) for count in COUNTS]
     claims += [
         Claim(f"{count} beside {first}", added_ratio(f"{count}", first), RATIO_LIMIT)
         for count in COUNTS[1:]
     ]
-    return run(rounds(), claims, None, plan).as_record()
+    return run(rounds, claims, None, plan).as_record()
 
 
 def _filled() -> tuple[Served, Any, Callable[[], None]]:
