@@ -24,6 +24,7 @@ import pytest
 from opsguard import OpsGuard
 from opsguard.accelerator import _found, _outdated, limits, shared, speed
 from opsguard.context import current
+from opsguard.exchange import Exchange
 from opsguard.ids import valid
 from opsguard_asgi import PROTOCOL, serve
 from opsguard_asgi.edge import alone
@@ -597,6 +598,53 @@ def test_the_queue_keeps_the_order_and_grows() -> None:
     queue.clear()
     assert [sys.getrefcount(one) for one in items] == counts
     assert len(queue) == 0
+
+
+@built
+def test_a_queue_keeps_of_an_exchange_what_its_line_says() -> None:
+    queue = speed.Queue()
+    usual, bound, bare = Exchange(), Exchange(), Exchange()
+    said = {
+        "method": "GET",
+        "path": "/items/7",
+        "endpoint": "/items/{id}",
+        "status": 200,
+        "started": 99.5,
+        "ended": 99.75,
+        "sent": 12,
+        "client": None,
+        "request_id": "one",
+    }
+    for name, value in said.items():
+        setattr(usual, name, value)
+    usual.correlation_id = usual.request_id
+    bound.fields = {"tenant": "t-1"}
+    counts = [sys.getrefcount(one) for one in (usual, bound, bare)]
+    queue.append(usual)
+    queue.append(bound)
+    queue.append(bare)
+    assert [sys.getrefcount(one) for one in (usual, bound, bare)] == [
+        counts[0],
+        counts[1] + 1,
+        counts[2],
+    ]
+    gc.collect()  # goes through what is kept
+    kept = queue.popleft()
+    assert kept is not usual
+    assert {name: getattr(kept, name) for name in said} == said
+    assert kept.correlation_id == "one"
+    assert kept.fields is None
+    assert queue.popleft() is bound
+    with pytest.raises(AttributeError):
+        assert queue.popleft().path
+    texts = [sys.getrefcount(said[name]) for name in said]
+    for _ in range(1000):
+        queue.append(usual)
+    queue.clear()
+    for _ in range(3):
+        queue.append(usual)
+        queue.popleft()
+    assert [sys.getrefcount(said[name]) for name in said] == texts
 
 
 @built

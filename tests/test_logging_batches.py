@@ -7,12 +7,13 @@ import logging
 import os
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from opsguard.exchange import Exchange
 from opsguard.logging import AccessLog, Sink, access_line, access_template
+from opsguard.logging.targets import PIPE_BUF
 from opsguard.settings import Logging, Settings
 from opsguard.testing import ManualClock
 
@@ -57,7 +58,10 @@ def exchange(**values: Any) -> Any:
         "correlation_id": ID,
         "fields": None,
     }
-    return SimpleNamespace(**{**usual, **values})
+    made = Exchange()
+    for name, value in {**usual, **values}.items():
+        setattr(made, name, value)
+    return made
 
 
 CASES = [
@@ -121,6 +125,20 @@ def test_lines_below_what_is_asked_for_are_left_out(
         bench.log.queue.append(exchange(status=status))
     bench.log.drain()
     assert [line["status_code"] for line in bench.lines()] == statuses
+
+
+def test_lines_of_all_lengths_are_put_together_and_none_is_cut(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.log.write(exchange())  # the first line of a status is made on its own
+    paths = ["/" + "x" * (length % 4000) for length in range(0, 200_000, 1237)]
+    texts: list[str] = []
+    bench.sink.write_all = lambda lines, urgent=False: texts.extend(lines)  # type: ignore[method-assign]
+    for path in paths:
+        bench.log.queue.append(exchange(path=path))
+    bench.log.drain()
+    written = [json.loads(line)["path"] for text in texts for line in text.split("\n")]
+    assert written == paths
+    assert all(len(text) < PIPE_BUF or "\n" not in text for text in texts)
 
 
 def test_a_flush_of_the_sink_takes_what_is_in_the_queue(tmp_path: Path) -> None:

@@ -390,6 +390,21 @@ def test_a_full_pipe_keeps_the_oldest_lines_and_counts_the_newest_as_dropped(pip
 
 
 @pytest.mark.usefixtures("slow_tick")
+def test_lines_of_one_text_are_counted_each_when_they_are_dropped(pipe: Pipe) -> None:
+    lost: list[int] = []
+    sink = pipe.sink(dropped=lost.append)
+    texts = ["\n".join(f"{n:06d}.{m}" + "x" * 200 for m in range(16)) for n in range(600)]
+    for text in texts:
+        sink.write_all([text])
+    got = ""
+    while not sink.flush(0.0):
+        got += pipe.read()
+    got += pipe.read()
+    assert len(got.splitlines()) + sum(lost) == 600 * 16
+    assert sum(lost) > 0
+
+
+@pytest.mark.usefixtures("slow_tick")
 def test_a_blocked_pipe_does_not_delay_a_writer(pipe: Pipe) -> None:
     """The pipe holds 64 KiB. If a write waited for it, this test would never end."""
     sink = pipe.sink()

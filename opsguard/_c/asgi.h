@@ -23,8 +23,6 @@ typedef struct {
     PyObject *scope, *send;
 } Respond;
 
-#define RESPOND_OBJECTS(X) X(edge) X(door) X(exchange) X(scope) X(send)
-
 /* An awaitable around another: a request, or the last message of its answer. Stands for the
  * coroutines `http` and `_last` of opsguard_asgi.edge.
  */
@@ -39,9 +37,6 @@ typedef struct {
 } Watch;
 
 enum { NEW, BEGUN, DONE };
-
-#define WATCH_OBJECTS(X) \
-    X(inner) X(edge) X(exchange) X(scope) X(receive) X(send) X(respond) X(message) X(error)
 
 /* What `await` would drive; takes the reference, which may be NULL with an exception. */
 static PyObject *
@@ -180,59 +175,56 @@ wanted_headers(Edge *edge, Door *door, PyObject *pairs)
     return headers;
 }
 
-/* As open_exchange of opsguard_asgi.types; new reference. */
+/* A path below `root`, as the app's router sees it; new reference. */
+static PyObject *
+below(PyObject *path, PyObject *root)
+{
+    if (root == NULL || !PyUnicode_Check(root) || !PyUnicode_GET_LENGTH(root) || !PyUnicode_Check(path))
+        return Py_NewRef(path);
+    Py_ssize_t length = PyUnicode_GET_LENGTH(root), all = PyUnicode_GET_LENGTH(path);
+    Py_ssize_t there = PyUnicode_Tailmatch(path, root, 0, all, -1);
+    return there < 0 ? NULL : there ? PyUnicode_Substring(path, length, all) : Py_NewRef(path);
+}
+
+/* The address in a scope's `client`, or None; new reference. */
+static PyObject *
+peer_of(PyObject *client)
+{
+    int there = client == NULL ? 0 : PyObject_IsTrue(client);
+    PyObject *peer = there > 0 ? PySequence_GetItem(client, 0) : there < 0 ? NULL : Py_NewRef(Py_None);
+    there = peer == NULL ? -1 : PyObject_IsTrue(peer);
+    if (there == 0)
+        Py_SETREF(peer, Py_NewRef(Py_None));
+    else if (there < 0)
+        Py_CLEAR(peer);
+    return peer;
+}
+
+/* As open_exchange of opsguard_asgi.types, of a scope that is a dict; new reference. */
 static Exchange *
 open_scope(Edge *edge, Door *door, PyObject *scope)
 {
+    /* In a loop, for the sake of the cache: see ONE_COPY. */
+    enum { METHOD, HEADERS, PATH, ROOT, CLIENT, FOUND };
+    PyObject *keys[FOUND] = {names.method, names.headers, names.path, names.root_path, names.client};
+    PyObject *found[FOUND] = {NULL}, *headers = NULL, *routed = NULL, *peer = NULL;
     Exchange *x = NULL;
-    PyObject *method = NULL, *path = NULL, *routed = NULL, *root = NULL, *client = NULL;
-    PyObject *peer = NULL, *pairs = NULL, *headers = NULL;
-    int there;
-    if ((method = needed(scope, names.method)) == NULL || (pairs = needed(scope, names.headers)) == NULL
-        || (headers = wanted_headers(edge, door, pairs)) == NULL
-        || (path = needed(scope, names.path)) == NULL)
-        goto done;
-    routed = Py_NewRef(path);
-    root = item(scope, names.root_path);
-    if (root == NULL && PyErr_Occurred())
-        goto done;
-    if (root != NULL && PyUnicode_Check(root) && PyUnicode_GET_LENGTH(root) && PyUnicode_Check(path)) {
-        Py_ssize_t length = PyUnicode_GET_LENGTH(root), all = PyUnicode_GET_LENGTH(path);
-        there = (int)PyUnicode_Tailmatch(path, root, 0, all, -1);
-        if (there < 0)
-            goto done;
-        if (there) {
-            Py_SETREF(routed, PyUnicode_Substring(path, length, all));
-            if (routed == NULL)
-                goto done;
-        }
+    int failed = 0;
+    for (int i = 0; i < FOUND && !failed; i++) {
+        found[i] = Py_XNewRef(PyDict_GetItemWithError(scope, keys[i]));
+        if (found[i] == NULL && i <= PATH && !PyErr_Occurred())
+            PyErr_SetObject(PyExc_KeyError, keys[i]);
+        failed = found[i] == NULL && PyErr_Occurred();
     }
-    client = item(scope, names.client);
-    if (client == NULL && PyErr_Occurred())
-        goto done;
-    there = client == NULL ? 0 : PyObject_IsTrue(client);
-    if (there < 0)
-        goto done;
-    peer = there ? PySequence_GetItem(client, 0) : Py_NewRef(Py_None);
-    if (peer == NULL)
-        goto done;
-    there = PyObject_IsTrue(peer);
-    if (there < 0)
-        goto done;
-    if (!there)
-        Py_SETREF(peer, Py_NewRef(Py_None));
-    x = open_exchange(door, method, path, routed, peer, headers, scope);
+    if (!failed && (headers = wanted_headers(edge, door, found[HEADERS])) != NULL
+        && (routed = below(found[PATH], found[ROOT])) != NULL && (peer = peer_of(found[CLIENT])) != NULL)
+        x = open_exchange(door, found[METHOD], found[PATH], routed, peer, headers, scope);
     if (x != NULL && PyDict_SetItem(scope, edge->key, (PyObject *)x) < 0)
         Py_CLEAR(x);
-done:
-    Py_XDECREF(method);
-    Py_XDECREF(path);
-    Py_XDECREF(routed);
-    Py_XDECREF(root);
-    Py_XDECREF(client);
-    Py_XDECREF(peer);
-    Py_XDECREF(pairs);
     Py_XDECREF(headers);
+    Py_XDECREF(routed);
+    Py_XDECREF(peer);
+    clear_objects(found, found + FOUND - 1);
     return x;
 }
 
@@ -366,27 +358,7 @@ respond_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *
     return how == NULL ? PyObject_CallOneArg(self->send, message) : how(self, message);
 }
 
-static int
-respond_traverse(Respond *self, visitproc visit, void *arg)
-{
-    RESPOND_OBJECTS(VISIT)
-    return 0;
-}
-
-static int
-respond_clear(Respond *self)
-{
-    RESPOND_OBJECTS(CLEAR)
-    return 0;
-}
-
-static void
-respond_dealloc(Respond *self)
-{
-    PyObject_GC_UnTrack(self);
-    respond_clear(self);
-    PyObject_GC_Del(self);
-}
+COLLECTED(respond, Respond, edge, send)
 
 static PyTypeObject RespondType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Respond",
@@ -730,19 +702,7 @@ watch_finalize(PyObject *object)
     give_error(error);
 }
 
-static int
-watch_traverse(Watch *self, visitproc visit, void *arg)
-{
-    WATCH_OBJECTS(VISIT)
-    return 0;
-}
-
-static int
-watch_clear(Watch *self)
-{
-    WATCH_OBJECTS(CLEAR)
-    return 0;
-}
+HOLDING(watch, Watch, inner, error)
 
 static void
 watch_dealloc(Watch *self)
@@ -875,29 +835,7 @@ edge_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-edge_traverse(Edge *self, visitproc visit, void *arg)
-{
-    EDGE_OBJECTS(VISIT)
-    Py_VISIT(self->sender);
-    return 0;
-}
-
-static int
-edge_clear(Edge *self)
-{
-    EDGE_OBJECTS(CLEAR)
-    Py_CLEAR(self->sender);
-    return 0;
-}
-
-static void
-edge_dealloc(Edge *self)
-{
-    PyObject_GC_UnTrack(self);
-    edge_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(edge, Edge, port, sender)
 
 static PyTypeObject EdgeType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Edge",

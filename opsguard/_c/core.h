@@ -4,12 +4,22 @@
 
 /* Queue: the finished exchanges that have no line yet --------------------------------------------
  *
- * What AccessLog needs of collections.deque, whose methods would be looked up and called here.
+ * What AccessLog needs of collections.deque, whose methods would be looked up and called here. Of a
+ * usual exchange it keeps no more than its line will say: an exchange that waited for the batch would
+ * leave the next request to find other memory, which is in no cache.
  */
+
+/* What a line says of an exchange with one id and nothing bound, or the whole item. */
+typedef struct {
+    PyObject *whole; /* else NULL, and these are as in the exchange */
+    PyObject *request_id, *method, *path, *client, *endpoint, *status;
+    double started, ended;
+    long long sent;
+} Brief;
 
 typedef struct {
     PyObject_HEAD
-    PyObject **items; /* a ring: `count` of them from `first` on */
+    Brief *briefs; /* a ring: `count` of them from `first` on */
     Py_ssize_t room, first, count;
 } Queue;
 
@@ -20,45 +30,112 @@ static int
 make_room(Queue *self)
 {
     Py_ssize_t room = self->room ? 2 * self->room : ROOM;
-    PyObject **items = PyMem_New(PyObject *, room);
-    if (items == NULL) {
+    Brief *briefs = PyMem_New(Brief, room);
+    if (briefs == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     for (Py_ssize_t i = 0; i < self->count; i++)
-        items[i] = self->items[(self->first + i) & (self->room - 1)];
-    PyMem_Free(self->items);
-    self->items = items;
+        briefs[i] = self->briefs[(self->first + i) & (self->room - 1)];
+    PyMem_Free(self->briefs);
+    self->briefs = briefs;
     self->room = room;
     self->first = 0;
     return 0;
 }
 
-static inline int
-push(Queue *self, PyObject *item)
+/* The place behind the last, to be filled in before anything is called; NULL with an exception. */
+static inline Brief *
+next_place(Queue *self)
 {
     if (self->count == self->room && make_room(self) < 0)
+        return NULL;
+    return &self->briefs[(self->first + self->count++) & (self->room - 1)];
+}
+
+/* 0 or -1. */
+static int
+push(Queue *self, PyObject *item)
+{
+    Brief *brief = next_place(self);
+    if (brief == NULL)
         return -1;
-    self->items[(self->first + self->count++) & (self->room - 1)] = Py_NewRef(item);
+    memset(brief, 0, sizeof *brief);
+    brief->whole = Py_NewRef(item);
     return 0;
 }
 
-/* The oldest, with its reference; NULL without an exception: there is none. */
-static inline PyObject *
-pull(Queue *self)
+/* 0 or -1. */
+static int
+push_exchange(Queue *self, Exchange *x)
+{
+    if (x->correlation_id != x->request_id || is_set(x->fields))
+        return push(self, (PyObject *)x);
+    Brief *brief = next_place(self);
+    if (brief == NULL)
+        return -1;
+    brief->whole = NULL;
+    brief->request_id = Py_XNewRef(x->request_id);
+    brief->method = Py_XNewRef(x->method);
+    brief->path = Py_XNewRef(x->path);
+    brief->client = Py_XNewRef(x->client);
+    brief->endpoint = Py_XNewRef(x->endpoint);
+    brief->status = Py_XNewRef(x->status);
+    brief->started = x->started;
+    brief->ended = x->ended;
+    brief->sent = x->sent;
+    return 0;
+}
+
+/* Take the oldest, with its references. 1, or 0: there is none. */
+static inline int
+pull(Queue *self, Brief *oldest)
 {
     if (self->count == 0)
-        return NULL;
-    PyObject *item = self->items[self->first];
+        return 0;
+    *oldest = self->briefs[self->first];
     self->first = (self->first + 1) & (self->room - 1);
     self->count--;
-    return item;
+    return 1;
+}
+
+static void
+let_go(Brief *brief)
+{
+    clear_objects(&brief->whole, &brief->status);
+}
+
+/* The item, or the exchange as far as it is known; takes the references of the brief. */
+static PyObject *
+restored(Brief *brief)
+{
+    if (brief->whole != NULL)
+        return brief->whole;
+    Exchange *x = (Exchange *)ExchangeType.tp_alloc(&ExchangeType, 0);
+    if (x == NULL) {
+        let_go(brief);
+        return NULL;
+    }
+    x->request_id = brief->request_id;
+    x->correlation_id = Py_XNewRef(brief->request_id);
+    x->method = brief->method;
+    x->path = brief->path;
+    x->client = brief->client;
+    x->endpoint = brief->endpoint;
+    x->status = brief->status;
+    x->started = brief->started;
+    x->ended = brief->ended;
+    x->sent = brief->sent;
+    x->closed = 1;
+    return (PyObject *)x;
 }
 
 static PyObject *
 queue_append(Queue *self, PyObject *item)
 {
-    if (push(self, item) < 0)
+    int failed = PyObject_TypeCheck(item, &ExchangeType) ? push_exchange(self, (Exchange *)item)
+                                                         : push(self, item);
+    if (failed)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -66,19 +143,20 @@ queue_append(Queue *self, PyObject *item)
 static PyObject *
 queue_popleft(Queue *self, PyObject *Py_UNUSED(nothing))
 {
-    PyObject *item = pull(self);
-    if (item == NULL)
-        PyErr_SetString(PyExc_IndexError, "the queue is empty");
-    return item;
+    Brief oldest;
+    if (pull(self, &oldest))
+        return restored(&oldest);
+    PyErr_SetString(PyExc_IndexError, "the queue is empty");
+    return NULL;
 }
 
 /* What it has now: what a finalizer of one of them puts in is not waited for. */
 static int
 queue_clear(Queue *self)
 {
-    PyObject *item;
-    for (Py_ssize_t left = self->count; left > 0 && (item = pull(self)) != NULL; left--)
-        Py_DECREF(item);
+    Brief oldest;
+    for (Py_ssize_t left = self->count; left > 0 && pull(self, &oldest); left--)
+        let_go(&oldest);
     return 0;
 }
 
@@ -98,8 +176,12 @@ queue_length(Queue *self)
 static int
 queue_traverse(Queue *self, visitproc visit, void *arg)
 {
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        Py_VISIT(self->items[(self->first + i) & (self->room - 1)]);
+    for (Py_ssize_t i = 0; i < self->count; i++) {
+        Brief *brief = &self->briefs[(self->first + i) & (self->room - 1)];
+        int stop = visit_objects(&brief->whole, &brief->status, visit, arg);
+        if (stop)
+            return stop;
+    }
     return 0;
 }
 
@@ -108,13 +190,14 @@ queue_dealloc(Queue *self)
 {
     PyObject_GC_UnTrack(self);
     queue_clear(self); /* nobody can put anything in any more */
-    PyMem_Free(self->items);
+    PyMem_Free(self->briefs);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
 static PyMethodDef queue_methods[] = {
     {"append", (PyCFunction)queue_append, METH_O, "Put one at the end."},
-    {"popleft", (PyCFunction)queue_popleft, METH_NOARGS, "Take the first; IndexError: there is none."},
+    {"popleft", (PyCFunction)queue_popleft, METH_NOARGS,
+     "Take the first, or what is kept of it; IndexError: there is none."},
     {"clear", (PyCFunction)queue_clear_method, METH_NOARGS, "Take all that it has."},
     {NULL},
 };
@@ -142,7 +225,7 @@ struct Core {
     PyObject *drain, *nudge, *muted, *count_error, *release, *report;
     PyObject *key_header; /* that API keys come in, beside Authorization; None: no keys */
     Recorder *recorder; /* what `begin` and `record` belong to; NULL: they are called */
-    unsigned long long hushed; /* bit n: one of `muted` has this mark_of() */
+    unsigned long long hushed, served; /* bit n: one of `muted`, of `endpoints` has this mark_of() */
     Py_ssize_t most;
 };
 
@@ -170,11 +253,11 @@ mark_of(PyObject *endpoint)
     return (int)((7 * length + PyUnicode_1BYTE_DATA(endpoint)[length - 1]) & 63);
 }
 
-/* The marks of a set; 0 with an exception. The lowest bit is always set. */
+/* The marks of a set or of the keys of a dict; 0 with an exception. The lowest bit is always set. */
 static unsigned long long
-marks_of(PyObject *set)
+marks_of(PyObject *endpoints)
 {
-    PyObject *each = PyObject_GetIter(set), *endpoint;
+    PyObject *each = PyObject_GetIter(endpoints), *endpoint;
     if (each == NULL)
         return 0;
     unsigned long long marks = 1;
@@ -205,13 +288,13 @@ core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_TypeError, "a Queue is needed");
         return NULL;
     }
-    unsigned long long hushed = marks_of(muted);
-    Core *self = hushed == 0 ? NULL : (Core *)type->tp_alloc(type, 0);
+    unsigned long long hushed = marks_of(muted), served = hushed ? marks_of(endpoints) : 0;
+    Core *self = served == 0 ? NULL : (Core *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-#define KEEP(name) self->name = (void *)Py_NewRef(name);
     CORE_OBJECTS(KEEP)
     self->hushed = hushed;
+    self->served = served;
     Recorder *recorder = recorder_of(begin, (PyCFunction)recorder_begin);
     if (recorder != NULL && recorder == recorder_of(record, (PyCFunction)recorder_record))
         self->recorder = recorder; /* `begin` keeps it alive */
@@ -219,27 +302,7 @@ core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-core_traverse(Core *self, visitproc visit, void *arg)
-{
-    CORE_OBJECTS(VISIT)
-    return 0;
-}
-
-static int
-core_clear(Core *self)
-{
-    CORE_OBJECTS(CLEAR)
-    return 0;
-}
-
-static void
-core_dealloc(Core *self)
-{
-    PyObject_GC_UnTrack(self);
-    core_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(core, Core, plan, key_header)
 
 /* Report the exception that is set, if it is an Exception; else leave it. 0 or -1. */
 static int
@@ -286,7 +349,7 @@ queue_up(Core *self, Exchange *x, long status)
             return quiet < 0 ? -1 : 0;
     }
     Queue *queue = (Queue *)self->queue;
-    if (push(queue, (PyObject *)x) < 0)
+    if (push_exchange(queue, x) < 0)
         return -1;
     Py_ssize_t waiting = queue->count;
     PyObject *next = waiting >= self->most || status >= 500 ? self->drain

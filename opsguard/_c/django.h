@@ -50,19 +50,7 @@ closer_new(PyTypeObject *Py_UNUSED(type), PyObject *args, PyObject *Py_UNUSED(kw
     return x == NULL || core_of(x) == NULL ? NULL : make_closer(x, whole);
 }
 
-static int
-closer_traverse(Closer *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->exchange);
-    return 0;
-}
-
-static int
-closer_clear(Closer *self)
-{
-    Py_CLEAR(self->exchange);
-    return 0;
-}
+HOLDING(closer, Closer, exchange, exchange)
 
 /* Dropped without a call, as Django's ASGI handler does when sending fails: the end is heard here. */
 static void
@@ -307,29 +295,7 @@ middle_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-middle_traverse(Middle *self, visitproc visit, void *arg)
-{
-    MIDDLE_OBJECTS(VISIT)
-    Py_VISIT(self->lowered);
-    return 0;
-}
-
-static int
-middle_clear(Middle *self)
-{
-    MIDDLE_OBJECTS(CLEAR)
-    Py_CLEAR(self->lowered);
-    return 0;
-}
-
-static void
-middle_dealloc(Middle *self)
-{
-    PyObject_GC_UnTrack(self);
-    middle_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(middle, Middle, port, lowered)
 
 static PyTypeObject MiddleType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Middle",
@@ -417,29 +383,7 @@ entry_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-entry_traverse(Entry *self, visitproc visit, void *arg)
-{
-    ENTRY_OBJECTS(VISIT)
-    Py_VISIT(self->templates);
-    return 0;
-}
-
-static int
-entry_clear(Entry *self)
-{
-    ENTRY_OBJECTS(CLEAR)
-    Py_CLEAR(self->templates);
-    return 0;
-}
-
-static void
-entry_dealloc(Entry *self)
-{
-    PyObject_GC_UnTrack(self);
-    entry_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(entry, Entry, slow, templates)
 
 static PyTypeObject EntryType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Entry",

@@ -16,9 +16,6 @@ typedef struct {
     int always;                 /* every answer carries the second header */
 } Door;
 
-#define DOOR_OBJECTS(X) X(core) X(exchange) X(request) X(correlation) X(slow_head) X(wanted) X(spell) \
-    X(spelled)
-
 /* Let instances of this class go by plain_dealloc, if they are nothing but an Exchange. */
 static void
 let_go_plainly(PyTypeObject *class)
@@ -82,27 +79,7 @@ door_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-door_traverse(Door *self, visitproc visit, void *arg)
-{
-    DOOR_OBJECTS(VISIT)
-    return 0;
-}
-
-static int
-door_clear(Door *self)
-{
-    DOOR_OBJECTS(CLEAR)
-    return 0;
-}
-
-static void
-door_dealloc(Door *self)
-{
-    PyObject_GC_UnTrack(self);
-    door_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(door, Door, core, spelled)
 
 /* As Plan._identify for wanted headers of which each is a credential: 1. 0: there are others; or -1.
  * The ids are fresh then, and there is no body.
@@ -185,13 +162,16 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
     if (token == NULL)
         goto failed;
     Py_DECREF(token);
-    PyObject *work = PyDict_GetItemWithError(core->endpoints, routed);
+    PyObject *work = NULL;
+    if (core->served >> mark_of(routed) & 1) {
+        work = PyDict_GetItemWithError(core->endpoints, routed);
+        if (work == NULL && PyErr_Occurred())
+            goto failed;
+    }
     if (work != NULL) {
         put(&x->work, work);
         put(&x->endpoint, routed);
-    } else if (PyErr_Occurred())
-        goto failed;
-    else if (core->edge != Py_None) {
+    } else if (core->edge != Py_None) {
         PyObject *reply = PyObject_CallOneArg(core->edge, (PyObject *)x);
         if (reply == NULL)
             goto failed;

@@ -106,29 +106,7 @@ turn_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-turn_traverse(Turn *self, visitproc visit, void *arg)
-{
-    TURN_OBJECTS(VISIT)
-    Py_VISIT(self->templates);
-    return 0;
-}
-
-static int
-turn_clear(Turn *self)
-{
-    TURN_OBJECTS(CLEAR)
-    Py_CLEAR(self->templates);
-    return 0;
-}
-
-static void
-turn_dealloc(Turn *self)
-{
-    PyObject_GC_UnTrack(self);
-    turn_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(turn, Turn, current, templates)
 
 static PyTypeObject TurnType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Turn",

@@ -46,31 +46,7 @@ series_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-series_traverse(Series *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->method);
-    Py_VISIT(self->endpoint);
-    Py_VISIT(self->outcomes);
-    return 0;
-}
-
-static int
-series_clear(Series *self)
-{
-    Py_CLEAR(self->method);
-    Py_CLEAR(self->endpoint);
-    Py_CLEAR(self->outcomes);
-    return 0;
-}
-
-static void
-series_dealloc(Series *self)
-{
-    PyObject_GC_UnTrack(self);
-    series_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(series, Series, method, outcomes)
 
 static PyTypeObject SeriesType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.RouteSeries",
@@ -392,13 +368,12 @@ find_outcome(Recorder *self, Series *series, PyObject *status, long number)
     return 0;
 }
 
-/* One observation of a histogram: `size` buckets from `first` on, and their sum behind them. */
-static inline void
-observe(double *cells, Py_ssize_t first, const Buckets *buckets, double value)
-{
-    cells[first + bisect_left(buckets, value)] += 1.0;
-    cells[first + buckets->count + 1] += value;
-}
+/* One observation of a histogram: its buckets from `first` on, and their sum behind them. */
+typedef struct {
+    Py_ssize_t first;
+    const Buckets *buckets;
+    double value;
+} Observation;
 
 static int
 record(Recorder *self, Exchange *x, long number)
@@ -422,25 +397,30 @@ record(Recorder *self, Exchange *x, long number)
             return -1;
         }
     }
-    Py_ssize_t count = series->count, total = series->total;
-    double duration = x->ended - x->started;
-    double first_byte = (x->first_byte != 0.0 ? x->first_byte : x->ended) - x->started;
-    double sent = (double)x->sent, received = (double)x->received;
-    Py_ssize_t last = self->seconds.count + 1, size_last = self->sizes.count + 1;
-    Py_ssize_t early = series->first_byte, body = series->sent, upload = series->received;
-    Py_ssize_t open = series->in_progress, all;
+    Observation seen[] = {
+        {series->total, &self->seconds, x->ended - x->started},
+        {series->first_byte, &self->seconds,
+         (x->first_byte != 0.0 ? x->first_byte : x->ended) - x->started},
+        {series->sent, &self->sizes, (double)x->sent},
+        {series->received, &self->sizes, (double)x->received},
+    };
+    enum { SEEN = sizeof seen / sizeof *seen };
+    Py_ssize_t requests = series->count, open = series->in_progress, all;
     Py_DECREF(series);
     double *cells = cells_of(self, &all);
     if (cells == NULL)
         return -1;
-    if (!inside(all, count, 0) || !inside(all, total, last) || !inside(all, early, last)
-        || !inside(all, body, size_last) || !inside(all, upload, size_last) || !inside(all, open, 0))
+    int there = inside(all, requests, 0) && inside(all, open, 0);
+    for (int i = 0; i < SEEN && there; i++) /* all or nothing */
+        there = inside(all, seen[i].first, seen[i].buckets->count + 1);
+    if (!there)
         return no_such_cell();
-    cells[count] += 1.0;
-    observe(cells, total, &self->seconds, duration);
-    observe(cells, early, &self->seconds, first_byte);
-    observe(cells, body, &self->sizes, sent);
-    observe(cells, upload, &self->sizes, received);
+    cells[requests] += 1.0;
+    for (int i = 0; i < SEEN; i++) {
+        double *histogram = cells + seen[i].first;
+        histogram[bisect_left(seen[i].buckets, seen[i].value)] += 1.0;
+        histogram[seen[i].buckets->count + 1] += seen[i].value;
+    }
     cells[open] -= begun;
     if (begun != 0.0)
         free_place(self, cells, all, x);

@@ -73,29 +73,7 @@ hook_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-hook_traverse(Hook *self, visitproc visit, void *arg)
-{
-    HOOK_OBJECTS(VISIT)
-    Py_VISIT(self->hooks);
-    return 0;
-}
-
-static int
-hook_clear(Hook *self)
-{
-    HOOK_OBJECTS(CLEAR)
-    Py_CLEAR(self->hooks);
-    return 0;
-}
-
-static void
-hook_dealloc(Hook *self)
-{
-    PyObject_GC_UnTrack(self);
-    hook_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(hook, Hook, handle, hooks)
 
 static PyMemberDef hook_members[] = {
     {"hooks", T_OBJECT_EX, offsetof(Hook, hooks), 0, NULL},

@@ -26,16 +26,12 @@ typedef struct {
     char kept; /* the server keeps the headers in a list, which ours can be put into */
 } Start;
 
-#define START_OBJECTS(X) X(door) X(exchange) X(server) X(status) X(headers) X(write) X(id) X(other)
-
 /* A body that is made while it is sent; as Body of opsguard_wsgi.edge. */
 typedef struct {
     PyObject_HEAD
     Exchange *exchange;
     PyObject *body, *parts, *first;
 } Body;
-
-#define BODY_OBJECTS(X) X(exchange) X(body) X(parts) X(first)
 
 /* Whatever happened, this request is over. An exception that is set stays; 0, or -1 for a new one. */
 static int
@@ -232,27 +228,7 @@ static PyMemberDef start_members[] = {
     {NULL},
 };
 
-static int
-start_traverse(Start *self, visitproc visit, void *arg)
-{
-    START_OBJECTS(VISIT)
-    return 0;
-}
-
-static int
-start_clear(Start *self)
-{
-    START_OBJECTS(CLEAR)
-    return 0;
-}
-
-static void
-start_dealloc(Start *self)
-{
-    PyObject_GC_UnTrack(self);
-    start_clear(self);
-    PyObject_GC_Del(self);
-}
+COLLECTED(start, Start, door, other)
 
 static PyTypeObject StartType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Start",
@@ -337,27 +313,7 @@ body_close(Body *self, PyObject *Py_UNUSED(nothing))
     Py_RETURN_NONE;
 }
 
-static int
-body_traverse(Body *self, visitproc visit, void *arg)
-{
-    BODY_OBJECTS(VISIT)
-    return 0;
-}
-
-static int
-body_clear(Body *self)
-{
-    BODY_OBJECTS(CLEAR)
-    return 0;
-}
-
-static void
-body_dealloc(Body *self)
-{
-    PyObject_GC_UnTrack(self);
-    body_clear(self);
-    PyObject_GC_Del(self);
-}
+COLLECTED(body, Body, exchange, first)
 
 static PyMethodDef body_methods[] = {
     {"close", (PyCFunction)body_close, METH_NOARGS, "The server is done with the body."},
@@ -612,31 +568,7 @@ gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
-static int
-gate_traverse(Gate *self, visitproc visit, void *arg)
-{
-    GATE_OBJECTS(VISIT)
-    Py_VISIT(self->keeper);
-    Py_VISIT(self->keeping);
-    return 0;
-}
-
-static int
-gate_clear(Gate *self)
-{
-    GATE_OBJECTS(CLEAR)
-    Py_CLEAR(self->keeper);
-    Py_CLEAR(self->keeping);
-    return 0;
-}
-
-static void
-gate_dealloc(Gate *self)
-{
-    PyObject_GC_UnTrack(self);
-    gate_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
+COLLECTED(gate, Gate, port, keeping)
 
 static PyTypeObject GateType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Gate",

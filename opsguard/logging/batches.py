@@ -1,8 +1,9 @@
 """Access lines put off to the next batch: the request only leaves itself behind.
 
 A line made on the request path costs twice what it costs in a loop, where code and data are in the
-processor's caches. So a finished exchange is appended to a queue, and the lines of a batch are
-made together, when the batch is full or the sink's thread comes by, at the latest after 100 ms.
+processor's caches. So a finished exchange is appended to a queue (the accelerator's keeps no more
+of it than its line will say), and the lines of a batch are made together, when the batch is full or
+the sink's thread comes by, at the latest after 100 ms.
 What may be lost is what may be lost of finished lines too: the sink buffers those as long.
 """
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AccessLog"]
 
-BATCH = 96
-"""Lines made at once: some 32 KiB, half of what a pipe holds."""
+BATCH = 128
+"""Lines made at once: some 40 KiB, less than a pipe holds."""
 _STATUSES = 1000
 """Statuses that are remembered; an app may make up others."""
 

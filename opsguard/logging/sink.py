@@ -131,7 +131,7 @@ class Sink:
             self._push(urgent)
 
     def write_all(self, lines: list[str], urgent: bool = False) -> None:
-        """As `write`, for several lines at once."""
+        """As `write`, for several lines at once. A text may hold some, with newlines between."""
         self._lines.extend(lines)
         self._size += sum(map(len, lines)) + len(lines)
         if self._size >= self._mark or urgent:
@@ -245,16 +245,18 @@ class Sink:
 
     def _take_batch(self) -> None:
         """Move whole lines from the front, as many as fit, to `_unsent`."""
-        # As many as fit on average, then less until they do.
-        lines = self._lines[: len(self._lines) * BATCH // max(self._size, 1) + 1]
-        whole = "\n".join(lines) + "\n"
-        size = len(whole)
-        while size > BATCH and len(lines) > 1:
-            size -= len(lines.pop()) + 1
-        data = _encode(whole[:size])
+        taken = size = 0
+        for line in self._lines:
+            longer = size + len(line) + 1
+            if longer > BATCH and taken:
+                break
+            size = longer
+            taken += 1
+        lines = self._lines[:taken]
+        data = _encode(lines)
         while len(data) > BATCH and len(lines) > 1:  # not ASCII: more bytes than characters
             size -= len(lines.pop()) + 1
-            data = _encode(whole[:size])
+            data = _encode(lines)
         # In this order: `flush` in another thread must see the lines in one place or the other.
         self._unsent = data
         del self._lines[: len(lines)]
@@ -266,8 +268,9 @@ class Sink:
             self._count()  # can't be that much, so it is the hint that is wrong
         lost = 0
         while self._size > LIMIT and self._lines:
-            self._size -= len(self._lines.pop()) + 1
-            lost += 1
+            text = self._lines.pop()
+            self._size -= len(text) + 1
+            lost += text.count("\n") + 1
         return lost
 
     def _count(self) -> None:
@@ -468,8 +471,8 @@ def _running_loop() -> AbstractEventLoop | None:
     return loop
 
 
-def _encode(lines: str) -> bytes:
-    return lines.encode("utf-8", "backslashreplace")
+def _encode(lines: list[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _look_after(ref: weakref.ref[Sink], alarm: SimpleQueue[bool]) -> None:
