@@ -139,7 +139,7 @@ as_headers(Door *door, Wanted *found)
     if (found->others == NULL && found->key == NULL && found->authorization == NULL)
         Py_RETURN_NONE;
     if (found->others == NULL && door->core->resolve == Py_None)
-        return PyTuple_Pack(2, found->key == NULL ? names.empty : found->key,
+        return pair_of(found->key == NULL ? names.empty : found->key,
                             found->authorization == NULL ? names.empty : found->authorization);
     PyObject *all = found->others == NULL ? PyDict_New() : Py_NewRef(found->others);
     if (all == NULL
@@ -190,6 +190,9 @@ below(PyObject *path, PyObject *root)
 static PyObject *
 peer_of(PyObject *client)
 {
+    if (client != NULL && PyTuple_CheckExact(client) && PyTuple_GET_SIZE(client) > 0
+        && is_ascii(PyTuple_GET_ITEM(client, 0)) && PyUnicode_GET_LENGTH(PyTuple_GET_ITEM(client, 0)))
+        return Py_NewRef(PyTuple_GET_ITEM(client, 0));
     int there = client == NULL ? 0 : PyObject_IsTrue(client);
     PyObject *peer = there > 0 ? PySequence_GetItem(client, 0) : there < 0 ? NULL : Py_NewRef(Py_None);
     there = peer == NULL ? -1 : PyObject_IsTrue(peer);
@@ -267,7 +270,7 @@ start_answer(Respond *self, PyObject *message)
     else if ((answer = PyDict_New()) != NULL && PyDict_Update(answer, message) < 0)
         Py_CLEAR(answer);
     if (answer != NULL && PyDict_SetItem(answer, names.headers, ours) == 0)
-        sent = PyObject_CallOneArg(self->send, answer);
+        sent = call_one(self->send, answer);
 done:
     Py_DECREF(status);
     Py_XDECREF(headers);
@@ -293,7 +296,7 @@ send_body(Respond *self, PyObject *message)
 {
     PyObject *body = item(message, names.body);
     if (body != NULL) {
-        Py_ssize_t size = PyObject_Size(body);
+        Py_ssize_t size = length_of(body);
         Py_DECREF(body);
         if (size < 0)
             return NULL;
@@ -307,7 +310,7 @@ send_body(Respond *self, PyObject *message)
     Py_XDECREF(more);
     if (goes_on < 0)
         return NULL;
-    return goes_on ? PyObject_CallOneArg(self->send, message) : last_message(self, message);
+    return goes_on ? call_one(self->send, message) : last_message(self, message);
 }
 
 /* http.response.pathsend: the server sends a file by itself, and that is all of the body. */
@@ -355,7 +358,7 @@ respond_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *
     Py_DECREF(kind);
     if (found < 0)
         return NULL;
-    return how == NULL ? PyObject_CallOneArg(self->send, message) : how(self, message);
+    return how == NULL ? call_one(self->send, message) : how(self, message);
 }
 
 COLLECTED(respond, Respond, edge, send)
@@ -428,7 +431,7 @@ is_alone(Edge *edge, PyObject *send)
     PyObject *type = PyMethod_Check(send) ? (PyObject *)Py_TYPE(PyMethod_GET_SELF(send)) : NULL;
     if (type == NULL || type == edge->sender)
         return type != NULL && edge->sender_alone;
-    PyObject *said = PyObject_CallOneArg(edge->alone, send);
+    PyObject *said = call_one(edge->alone, send);
     int alone = said == NULL ? -1 : said == Py_True;
     Py_XDECREF(said);
     if (alone >= 0) {
@@ -524,7 +527,7 @@ watch_send(Watch *self, PyObject *value, PyObject **result)
         if (value != Py_None)
             PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
         else if (self->edge == NULL)
-            awaitable = PyObject_CallOneArg(self->send, self->message);
+            awaitable = call_one(self->send, self->message);
         else {
             PyObject *door = Py_XNewRef(self->edge->port->held);
             if (door != NULL && Py_IS_TYPE(door, &DoorType))

@@ -327,14 +327,14 @@ enter(Core *self, Exchange *x)
         if (begin(self->recorder, x) < 0 && reported(self, names.site_enter) < 0)
             return NULL;
     } else if (self->begin != Py_None) {
-        PyObject *done = PyObject_CallOneArg(self->begin, (PyObject *)x);
+        PyObject *done = call_one(self->begin, (PyObject *)x);
         if (done == NULL && reported(self, names.site_enter) < 0)
             return NULL;
         Py_XDECREF(done);
     }
     if (self->route == Py_None)
         Py_RETURN_NONE;
-    return PyObject_CallOneArg(self->route, (PyObject *)x);
+    return call_one(self->route, (PyObject *)x);
 }
 
 static int
@@ -368,7 +368,7 @@ static int
 close_it(Core *self, Exchange *x)
 {
     if (is_set(x->held)) {
-        PyObject *done = PyObject_CallOneArg(self->release, (PyObject *)x);
+        PyObject *done = call_one(self->release, (PyObject *)x);
         if (done == NULL)
             return -1;
         Py_DECREF(done);
@@ -393,13 +393,13 @@ close_it(Core *self, Exchange *x)
         if (record(self->recorder, x, status) < 0)
             return -1;
     } else if (self->record != Py_None) {
-        PyObject *done = PyObject_CallOneArg(self->record, (PyObject *)x);
+        PyObject *done = call_one(self->record, (PyObject *)x);
         if (done == NULL)
             return -1;
         Py_DECREF(done);
     }
     if (self->record != Py_None && (status >= 500 || is_set(x->error))) {
-        PyObject *done = PyObject_CallOneArg(self->count_error, (PyObject *)x);
+        PyObject *done = call_one(self->count_error, (PyObject *)x);
         if (done == NULL)
             return -1;
         Py_DECREF(done);
@@ -494,7 +494,7 @@ static PyMethodDef exchange_methods[4] = {
 static PyObject *
 ask(Core *self, PyObject *label, PyObject *request)
 {
-    PyObject *template = PyObject_CallOneArg(label, request);
+    PyObject *template = call_one(label, request);
     if (template != NULL)
         return template;
     return reported(self, names.site_endpoint) < 0 ? NULL : Py_NewRef(Py_None);
@@ -578,7 +578,7 @@ known_template(PyObject *templates, PyObject *template, PyObject *route)
     PyObject *known = Py_XNewRef(PyDict_GetItemWithError(templates, route));
     if (known != NULL || PyErr_Occurred())
         return known;
-    known = PyObject_CallOneArg(template, route);
+    known = call_one(template, route);
     if (known != NULL && PyDict_GET_SIZE(templates) < TEMPLATES
         && PyDict_SetItem(templates, route, known) < 0)
         Py_CLEAR(known);

@@ -360,7 +360,7 @@ entry_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
         result = exchange_enter(x, known, 2, NULL);
     }
     if (result != NULL && result != Py_None)
-        Py_SETREF(result, PyObject_CallOneArg(self->answer, result));
+        Py_SETREF(result, call_one(self->answer, result));
     Py_DECREF(endpoint);
     Py_DECREF(found);
     return result;

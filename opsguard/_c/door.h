@@ -12,6 +12,7 @@ typedef struct {
     unsigned long long lengths; /* bit n: a wanted name has n characters */
     PyObject *names[WANTED][2]; /* of `wanted`, as the protocol writes them and ours; borrowed */
     int named;                  /* how many; -1: too many, or no bytes */
+    Py_ssize_t request_length, correlation_length; /* of the headers' names; -1: there is none */
     int requests;               /* its exchanges are requests, not websockets */
     int always;                 /* every answer carries the second header */
 } Door;
@@ -24,6 +25,21 @@ let_go_plainly(PyTypeObject *class)
         && class->tp_dictoffset == 0 && class->tp_weaklistoffset == 0 && class->tp_finalize == NULL
         && class->tp_del == NULL)
         class->tp_dealloc = (destructor)plain_dealloc;
+}
+
+/* The characters of a name, bytes or ASCII text; NULL for anything else. */
+static const char *
+characters(PyObject *name, Py_ssize_t *length)
+{
+    if (PyBytes_CheckExact(name)) {
+        *length = PyBytes_GET_SIZE(name);
+        return PyBytes_AS_STRING(name);
+    }
+    if (PyUnicode_CheckExact(name) && PyUnicode_IS_COMPACT_ASCII(name)) {
+        *length = PyUnicode_GET_LENGTH(name);
+        return (const char *)PyUnicode_1BYTE_DATA(name);
+    }
+    return NULL;
 }
 
 static PyObject *
@@ -60,6 +76,10 @@ door_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->requests = requests;
     self->always = always;
+    if (characters(request, &self->request_length) == NULL)
+        self->request_length = -1;
+    if (characters(correlation, &self->correlation_length) == NULL)
+        self->correlation_length = -1;
     PyObject *name, *ours;
     Py_ssize_t at = 0;
     while (PyDict_Next(wanted, &at, &name, &ours)) {
@@ -108,7 +128,7 @@ identified(Core *core, Exchange *x, PyObject *headers)
         return 0;
     if (PyUnicode_GET_LENGTH(key) || PyUnicode_GET_LENGTH(authorization)) {
         x->credentials = PyTuple_CheckExact(headers) ? Py_NewRef(headers)
-                                                     : PyTuple_Pack(2, key, authorization);
+                                                     : pair_of(key, authorization);
         if (x->credentials == NULL)
             return -1;
     }
@@ -172,7 +192,7 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
         put(&x->work, work);
         put(&x->endpoint, routed);
     } else if (core->edge != Py_None) {
-        PyObject *reply = PyObject_CallOneArg(core->edge, (PyObject *)x);
+        PyObject *reply = call_one(core->edge, (PyObject *)x);
         if (reply == NULL)
             goto failed;
         put(&x->reply, reply);
@@ -194,29 +214,11 @@ door_open(Door *self, PyObject *const *args, Py_ssize_t count)
     return (PyObject *)open_exchange(self, args[0], args[1], args[2], args[3], args[4], args[5]);
 }
 
-/* The characters of a name, bytes or ASCII text; NULL for anything else. */
-static const char *
-characters(PyObject *name, Py_ssize_t *length)
-{
-    if (PyBytes_CheckExact(name)) {
-        *length = PyBytes_GET_SIZE(name);
-        return PyBytes_AS_STRING(name);
-    }
-    if (PyUnicode_CheckExact(name) && PyUnicode_IS_COMPACT_ASCII(name)) {
-        *length = PyUnicode_GET_LENGTH(name);
-        return (const char *)PyUnicode_1BYTE_DATA(name);
-    }
-    return NULL;
-}
-
-/* Whether a name may be `ours`, whatever its case. */
+/* Whether a name may be `ours`, which is as long, whatever its case. */
 static int
 like(const char *text, Py_ssize_t length, PyObject *ours)
 {
-    Py_ssize_t expected = 0;
-    const char *wanted = ours == Py_None ? NULL : characters(ours, &expected);
-    if (wanted == NULL || expected != length)
-        return 0;
+    const char *wanted = characters(ours, &length);
     for (Py_ssize_t i = 0; i < length; i++)
         if (Py_TOLOWER(text[i]) != Py_TOLOWER(wanted[i]))
             return 0;
@@ -239,7 +241,8 @@ copied(Door *self, PyObject *headers, Py_ssize_t extra)
             return NULL;
         Py_ssize_t length = 0;
         const char *text = characters(PySequence_Fast_ITEMS(pair)[0], &length);
-        if (text == NULL || like(text, length, self->request) || like(text, length, self->correlation))
+        if (text == NULL || (length == self->request_length && like(text, length, self->request))
+            || (length == self->correlation_length && like(text, length, self->correlation)))
             return NULL;
     }
     PyObject *list = PyList_New(count + extra);
@@ -275,7 +278,7 @@ spelled(Door *self, PyObject *name)
     PyObject *known = PyDict_GetItemWithError(self->spelled, name);
     if (known != NULL || PyErr_Occurred())
         return Py_XNewRef(known);
-    known = PyObject_CallOneArg(self->spell, name);
+    known = call_one(self->spell, name);
     if (known != NULL && PyDict_GET_SIZE(self->spelled) < SPELLINGS
         && PyDict_SetItem(self->spelled, name, known) < 0)
         Py_CLEAR(known);
@@ -301,7 +304,7 @@ add_extra(Door *self, PyObject *list, PyObject *extra)
         }
         PyObject *name = spelled(self, PyTuple_GET_ITEM(given, 0));
         PyObject *value = name == NULL ? NULL : value_of(self, PyTuple_GET_ITEM(given, 1));
-        PyObject *pair = value == NULL ? NULL : PyTuple_Pack(2, name, value);
+        PyObject *pair = value == NULL ? NULL : pair_of(name, value);
         int failed = pair == NULL ? -1 : PyList_Append(list, pair);
         Py_XDECREF(name);
         Py_XDECREF(value);
@@ -360,7 +363,7 @@ head(Door *self, Exchange *x, PyObject *status, PyObject *headers)
     }
     Py_ssize_t at = PyList_GET_SIZE(list) - 1 - both;
     PyObject *value = value_of(self, x->request_id);
-    PyObject *pair = value == NULL ? NULL : PyTuple_Pack(2, self->request, value);
+    PyObject *pair = value == NULL ? NULL : pair_of(self->request, value);
     if (pair == NULL)
         goto failed;
     PyList_SET_ITEM(list, at, pair);
@@ -369,7 +372,7 @@ head(Door *self, Exchange *x, PyObject *status, PyObject *headers)
             Py_DECREF(value);
             value = value_of(self, x->correlation_id);
         }
-        pair = value == NULL ? NULL : PyTuple_Pack(2, self->correlation, value);
+        pair = value == NULL ? NULL : pair_of(self->correlation, value);
         if (pair == NULL)
             goto failed;
         PyList_SET_ITEM(list, at + 1, pair);

@@ -80,7 +80,7 @@ turn_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
     }
     if (reply == NULL)
         return NULL;
-    PyObject *told = PyObject_CallOneArg(self->answer, reply);
+    PyObject *told = call_one(self->answer, reply);
     Py_DECREF(reply);
     if (told != Py_None)
         return told;

@@ -288,7 +288,7 @@ free_place(Recorder *self, double *cells, Py_ssize_t count, Exchange *x)
 static Series *
 look_up_series(Recorder *self, PyObject *method, PyObject *endpoint, Known *known)
 {
-    PyObject *key = PyTuple_Pack(2, method, endpoint);
+    PyObject *key = pair_of(method, endpoint);
     if (key == NULL)
         return NULL;
     PyObject *found = Py_XNewRef(PyDict_GetItemWithError(self->routes, key));

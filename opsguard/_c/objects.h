@@ -115,6 +115,35 @@ same(PyObject *text, PyObject *other)
     return text == other ? 1 : alike(text, other);
 }
 
+/* Calls for which Python has functions that nearly no other code calls, so that they are in no cache. */
+
+/* callable(object) */
+static inline PyObject *
+call_one(PyObject *callable, PyObject *object)
+{
+    PyObject *args[] = {NULL, object}; /* the first is room for the self of a method */
+    return PyObject_Vectorcall(callable, args + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+}
+
+/* (first, second) */
+static inline PyObject *
+pair_of(PyObject *first, PyObject *second)
+{
+    PyObject *pair = PyTuple_New(2);
+    if (pair != NULL) {
+        PyTuple_SET_ITEM(pair, 0, Py_NewRef(first));
+        PyTuple_SET_ITEM(pair, 1, Py_NewRef(second));
+    }
+    return pair;
+}
+
+/* len(data); -1 with an exception. */
+static inline Py_ssize_t
+length_of(PyObject *data)
+{
+    return PyBytes_CheckExact(data) ? PyBytes_GET_SIZE(data) : PyObject_Size(data);
+}
+
 /* What a type of ours holds -------------------------------------------------------------------------
  *
  * Its objects lie side by side, from one field to another, and are gone through by the same few

@@ -62,7 +62,7 @@ keeps_headers(Gate *gate, PyObject *server)
     PyObject *function = PyMethod_GET_FUNCTION(server);
     if (type == gate->keeper && function == gate->keeping)
         return gate->kept;
-    PyObject *said = PyObject_CallOneArg(gate->keeps, server);
+    PyObject *said = call_one(gate->keeps, server);
     if (said == NULL)
         return -1;
     PyObject *before = gate->keeper, *with = gate->keeping;
@@ -79,7 +79,7 @@ keeps_headers(Gate *gate, PyObject *server)
 static int
 add_id(PyObject *list, PyObject *name, PyObject *id)
 {
-    PyObject *pair = PyTuple_Pack(2, name, id);
+    PyObject *pair = pair_of(name, id);
     int failed = pair == NULL ? -1 : PyList_Append(list, pair);
     Py_XDECREF(pair);
     return failed;
@@ -140,7 +140,7 @@ start_write(Start *self, PyObject *data)
         PyErr_SetString(PyExc_AssertionError, "write() before start_response()");
         return NULL;
     }
-    return PyObject_CallOneArg(self->write, data);
+    return call_one(self->write, data);
 }
 
 static PyObject *
@@ -273,7 +273,7 @@ body_next(Body *self)
             finish_exchange(self->exchange->core, self->exchange);
         return NULL;
     }
-    Py_ssize_t size = PyObject_Size(data);
+    Py_ssize_t size = length_of(data);
     if (size < 0) {
         Py_DECREF(data);
         return NULL;
@@ -341,7 +341,7 @@ whole(Exchange *x, PyObject *body, Start *start)
     if (start_go(start) < 0)
         goto failed;
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(body); i++) {
-        Py_ssize_t size = PyObject_Size(PySequence_Fast_GET_ITEM(body, i));
+        Py_ssize_t size = length_of(PySequence_Fast_GET_ITEM(body, i));
         if (size < 0)
             goto failed;
         x->sent += size;
@@ -406,7 +406,7 @@ path_text(Gate *gate, PyObject *environ, PyObject *key)
         return PyUnicode_GET_LENGTH(text) ? Py_NewRef(text) : NULL;
     Py_INCREF(text);
     int there = PyObject_IsTrue(text);
-    PyObject *plain = there > 0 ? PyObject_CallOneArg(gate->text, text) : NULL;
+    PyObject *plain = there > 0 ? call_one(gate->text, text) : NULL;
     Py_DECREF(text);
     return plain;
 }
