@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -51,9 +52,10 @@ from benchmarks.inprocess import counted_requests, different_answers
 from benchmarks.load import complete, reading, to_one_worker
 from benchmarks.planted import aim, spend
 from benchmarks.program import DEFAULT_PLAN, Program, Record, Table, finished
-from benchmarks.programs import code, quick
+from benchmarks.programs import code, gate, quick
 from benchmarks.redis_server import NoRedis, redis
 from benchmarks.registry import PROGRAMS
+from opsguard.logging.batches import BATCH
 
 BARE_US = 400.0
 LIMIT = 2.0
@@ -287,6 +289,12 @@ def test_a_team_takes_turns_within_its_blocks_and_finishes_on_its_own_account() 
     found, again = next(rounds), next(rounds)
     assert "".join(diary) == "ab" + "ABabbaabbaAB" + "BAbaabbaabBA"
     assert found == again == {"b": Pair(401_000.0, 406_000.0)}
+
+
+@pytest.mark.parametrize("program", [gate, quick])
+def test_the_turns_of_the_gates_divide_a_batch_of_lines(program: ModuleType) -> None:
+    """Their blocks are whole batches."""
+    assert BATCH % program.TURN == 0
 
 
 def test_turns_that_leave_a_part_of_a_block_out_are_refused() -> None:

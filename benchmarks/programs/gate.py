@@ -20,8 +20,8 @@ from opsguard.logging.batches import BATCH
 
 LIMIT_PERCENT = 2.0
 PATH = "/fortunes"
-TURN = 24
-"""Requests: three for each connection, some ten milliseconds. Shorter turns are no less noisy, and
+TURN = 32
+"""Requests: four for each connection, some ten milliseconds. Shorter turns are no less noisy, and
 the first requests of each find the core's caches full of another process.
 """
 ROUNDS_PER_START = 8
