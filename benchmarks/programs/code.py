@@ -22,9 +22,10 @@ from benchmarks.apps import PROTOCOLS
 from benchmarks.harness import Plan
 from benchmarks.program import Program, Record, Table
 from benchmarks.simulated import VARIANTS
+from opsguard.logging.batches import BATCH
 
 PATHS = ("/json", "/fortunes")
-REQUESTS = 288
+REQUESTS = 3 * BATCH
 """Three batches of access lines."""
 SEEDS = range(4)
 """Of Python's hashes. Where the objects lie decides how often its cache of attributes fails a page,
