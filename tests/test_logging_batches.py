@@ -141,6 +141,23 @@ def test_lines_of_all_lengths_are_put_together_and_none_is_cut(tmp_path: Path) -
     assert all(len(text) < PIPE_BUF or "\n" not in text for text in texts)
 
 
+@pytest.mark.parametrize("before", [None, {"tenant_id": "t-1"}])
+def test_what_is_bound_after_the_end_is_not_in_the_line(
+    before: dict[str, object] | None, tmp_path: Path
+) -> None:
+    """In a background task; whether the batch was written meanwhile must make no difference."""
+    bench = Bench(tmp_path)
+    for _ in range(2):  # the first line of a status is made on its own
+        done = exchange(fields=before)
+        bench.log.queue.append(done)
+        done.fields = {**(before or {}), "job": 7}
+        bench.log.drain()
+        assert done.fields["job"] == 7
+    for line in bench.lines():
+        assert "job" not in line
+        assert line.get("tenant_id") == (before or {}).get("tenant_id")
+
+
 def test_a_flush_of_the_sink_takes_what_is_in_the_queue(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.log.queue.append(exchange())

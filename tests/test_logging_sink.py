@@ -393,6 +393,7 @@ def test_a_full_pipe_keeps_the_oldest_lines_and_counts_the_newest_as_dropped(pip
 def test_lines_of_one_text_are_counted_each_when_they_are_dropped(pipe: Pipe) -> None:
     lost: list[int] = []
     sink = pipe.sink(dropped=lost.append)
+    sink.separated = True
     texts = ["\n".join(f"{n:06d}.{m}" + "x" * 200 for m in range(16)) for n in range(600)]
     for text in texts:
         sink.write_all([text])
@@ -401,6 +402,21 @@ def test_lines_of_one_text_are_counted_each_when_they_are_dropped(pipe: Pipe) ->
         got += pipe.read()
     got += pipe.read()
     assert len(got.splitlines()) + sum(lost) == 600 * 16
+    assert sum(lost) > 0
+
+
+@pytest.mark.usefixtures("slow_tick")
+def test_a_record_of_several_lines_is_dropped_as_one(pipe: Pipe) -> None:
+    """A traceback, as it is written for people."""
+    lost: list[int] = []
+    sink = pipe.sink(dropped=lost.append)
+    for n in range(600):
+        sink.write(f"{n:06d}" + "\n  File" * 600)
+    got = ""
+    while not sink.flush(0.0):
+        got += pipe.read()
+    got += pipe.read()
+    assert (got.count("\n") - got.count("\n  File")) + sum(lost) == 600
     assert sum(lost) > 0
 
 

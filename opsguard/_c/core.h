@@ -4,15 +4,15 @@
 
 /* Queue: the finished exchanges that have no line yet --------------------------------------------
  *
- * What AccessLog needs of collections.deque, whose methods would be looked up and called here. Of a
- * usual exchange it keeps no more than its line will say: an exchange that waited for the batch would
- * leave the next request to find other memory, which is in no cache.
+ * As Waiting of logging.batches, whose methods would be looked up and called here. Of an exchange it
+ * keeps no more than its line will say: one that waited for the batch would leave the next request to
+ * find other memory, which is in no cache.
  */
 
-/* What a line says of an exchange with one id and nothing bound, or the whole item. */
+/* What a line says of an exchange, as it was when that was put in; or any other item. */
 typedef struct {
-    PyObject *whole; /* else NULL, and these are as in the exchange */
-    PyObject *request_id, *method, *path, *client, *endpoint, *status;
+    PyObject *other; /* else NULL, and these are as in the exchange */
+    PyObject *request_id, *correlation_id, *method, *path, *client, *endpoint, *status, *fields;
     double started, ended;
     long long sent;
 } Brief;
@@ -61,7 +61,7 @@ push(Queue *self, PyObject *item)
     if (brief == NULL)
         return -1;
     memset(brief, 0, sizeof *brief);
-    brief->whole = Py_NewRef(item);
+    brief->other = Py_NewRef(item);
     return 0;
 }
 
@@ -69,18 +69,18 @@ push(Queue *self, PyObject *item)
 static int
 push_exchange(Queue *self, Exchange *x)
 {
-    if (x->correlation_id != x->request_id || is_set(x->fields))
-        return push(self, (PyObject *)x);
     Brief *brief = next_place(self);
     if (brief == NULL)
         return -1;
-    brief->whole = NULL;
+    brief->other = NULL;
     brief->request_id = Py_XNewRef(x->request_id);
+    brief->correlation_id = Py_XNewRef(x->correlation_id);
     brief->method = Py_XNewRef(x->method);
     brief->path = Py_XNewRef(x->path);
     brief->client = Py_XNewRef(x->client);
     brief->endpoint = Py_XNewRef(x->endpoint);
     brief->status = Py_XNewRef(x->status);
+    brief->fields = Py_XNewRef(x->fields);
     brief->started = x->started;
     brief->ended = x->ended;
     brief->sent = x->sent;
@@ -102,27 +102,28 @@ pull(Queue *self, Brief *oldest)
 static void
 let_go(Brief *brief)
 {
-    clear_objects(&brief->whole, &brief->status);
+    clear_objects(&brief->other, &brief->fields);
 }
 
 /* The item, or the exchange as far as it is known; takes the references of the brief. */
 static PyObject *
 restored(Brief *brief)
 {
-    if (brief->whole != NULL)
-        return brief->whole;
+    if (brief->other != NULL)
+        return brief->other;
     Exchange *x = (Exchange *)ExchangeType.tp_alloc(&ExchangeType, 0);
     if (x == NULL) {
         let_go(brief);
         return NULL;
     }
     x->request_id = brief->request_id;
-    x->correlation_id = Py_XNewRef(brief->request_id);
+    x->correlation_id = brief->correlation_id;
     x->method = brief->method;
     x->path = brief->path;
     x->client = brief->client;
     x->endpoint = brief->endpoint;
     x->status = brief->status;
+    x->fields = brief->fields;
     x->started = brief->started;
     x->ended = brief->ended;
     x->sent = brief->sent;
@@ -178,7 +179,7 @@ queue_traverse(Queue *self, visitproc visit, void *arg)
 {
     for (Py_ssize_t i = 0; i < self->count; i++) {
         Brief *brief = &self->briefs[(self->first + i) & (self->room - 1)];
-        int stop = visit_objects(&brief->whole, &brief->status, visit, arg);
+        int stop = visit_objects(&brief->other, &brief->fields, visit, arg);
         if (stop)
             return stop;
     }

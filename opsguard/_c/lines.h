@@ -240,7 +240,9 @@ speed_take_lines(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t 
     PyObject *unusual = NULL;
     Brief brief;
     while (pull((Queue *)args[0], &brief)) {
-        PyObject *template = brief.whole != NULL ? NULL : template_of(args[1], brief.status);
+        int usual = brief.other == NULL && brief.correlation_id == brief.request_id
+                    && !is_set(brief.fields);
+        PyObject *template = usual ? template_of(args[1], brief.status) : NULL;
         int added = template == NULL ? 0 : add_line(&lines, &brief, template, offset, args[3]);
         Py_XDECREF(template);
         if (added == 0 && !PyErr_Occurred() && (unusual = restored(&brief)) != NULL)

@@ -14,7 +14,8 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
 from opsguard.accelerator import speed
 from opsguard.clock import Clock
@@ -31,6 +32,21 @@ BATCH = 128
 """Lines made at once: some 48 KiB, less than the 64 that a pipe holds."""
 _STATUSES = 1000
 """Statuses that are remembered; an app may make up others."""
+
+
+class Waiting(deque[Any]):
+    """Finished exchanges, each as it is when put in: what is bound later is for later lines."""
+
+    def append(self, exchange: Exchange) -> None:
+        super().append((exchange, exchange.fields))
+
+    def popleft(self) -> Exchange:
+        exchange: Exchange
+        exchange, fields = super().popleft()
+        if exchange.fields is not fields:
+            exchange = copy(exchange)
+            exchange.fields = fields
+        return exchange
 
 
 class AccessLog:
@@ -53,7 +69,7 @@ class AccessLog:
         unmatched: str,
         batch: bool = True,
     ) -> None:
-        self.queue: deque[Exchange] = deque() if speed is None else speed.Queue()
+        self.queue: Waiting = Waiting() if speed is None else speed.Queue()
         self.most = BATCH if batch else 1
         """So many in the queue are a batch."""
         self._line = line(lambda: self._moment)
@@ -67,6 +83,8 @@ class AccessLog:
         self._elapsed = elapsed
         self._unmatched = unmatched
         sink.feed(self)
+        if template is not None:
+            sink.separated = True
 
     def write(self, exchange: Exchange) -> None:
         """Log one exchange now."""

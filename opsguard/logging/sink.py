@@ -88,6 +88,8 @@ class Sink:
         self._clock = clock
         self._each_line = durability == "line"
 
+        self.separated = False
+        """A newline within a text parts two lines, as in JSON, where none is within a line."""
         # One list for ever: a writer in another thread may hold it, so it is emptied in place.
         # Append, slice, slice deletion and pop are atomic, with the GIL and without.
         self._lines: list[str] = []
@@ -270,7 +272,7 @@ class Sink:
         while self._size > LIMIT and self._lines:
             text = self._lines.pop()
             self._size -= len(text) + 1
-            lost += text.count("\n") + 1
+            lost += text.count("\n") + 1 if self.separated else 1
         return lost
 
     def _count(self) -> None:
