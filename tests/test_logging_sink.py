@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import itertools
+import json
 import os
 import pty
 import select
@@ -658,6 +659,44 @@ def test_a_fifo_without_a_reader_delays_nobody(tmp_path: Path) -> None:
 
 
 # Fork, exit, signals ------------------------------------------------------------------------------
+
+
+def test_what_is_logged_as_a_child_begins_brings_no_lines_of_its_parent(tmp_path: Path) -> None:
+    """Another thread serves between our last look before the fork and the fork; and who begins in
+    the child before the sink was told may have something to say.
+    """
+    script = f"""
+        import os, logging
+        late = []
+        os.register_at_fork(before=lambda: [serve(path) for path in late])
+        from opsguard import OpsGuard
+        from opsguard_asgi import PROTOCOL, serve as edge_of
+        OpsGuard._tidy = lambda self: logging.getLogger("app").warning("told as it began")
+        ops = OpsGuard(logging={{"file": {str(tmp_path / "log")!r}, "format": "json"}})
+        async def app(scope, receive, send):
+            await send({{"type": "http.response.start", "status": 200, "headers": []}})
+            await send({{"type": "http.response.body", "body": b""}})
+        async def send(message): pass
+        edge = edge_of(app, ops.runtime().port(PROTOCOL))
+        def serve(path):
+            scope = {{"type": "http", "method": "GET", "path": path, "headers": []}}
+            try:
+                edge(scope, None, send).send(None)
+            except StopIteration:
+                pass
+        serve("/first")
+        late.append("/late")
+        pid = os.fork()
+        if pid == 0:
+            ops.runtime().sink.flush()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        ops.runtime().sink.flush()
+        """
+    run(script)
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["path"] for line in lines if "path" in line].count("/late") == 1
+    assert [line["message"] for line in lines].count("told as it began") == 2  # and in the parent
 
 
 def test_a_fork_writes_buffered_lines_once_and_the_child_goes_on() -> None:

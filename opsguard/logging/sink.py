@@ -29,6 +29,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from opsguard.forks import in_child
 from opsguard.logging.idle import tended_by_server
 from opsguard.logging.targets import PIPE_BUF, File, Stdout, Target
 
@@ -118,6 +119,8 @@ class Sink:
         self._loop: AbstractEventLoop | None = None
         self._wanted = False  # the thread is, by a feeder
         self._tended = False  # the server looks after the feeders when it is idle
+        # Before all that may write a line in the child, and with it the lines of the parent.
+        in_child(self, Sink._after_fork_in_child)
 
     # The request's side ---------------------------------------------------------------------------
 
@@ -511,13 +514,9 @@ def _at_exit_and_fork(sink: Sink) -> None:
         if (alive := ref()) is not None:
             alive._before_fork()
 
-    def child() -> None:
-        if (alive := ref()) is not None:
-            alive._after_fork_in_child()
-
     atexit.register(_shut_down, ref)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_child=child)
+        os.register_at_fork(before=before)
 
 
 def _shut_down(ref: weakref.ref[Sink]) -> None:
