@@ -32,6 +32,13 @@ hypothesis.settings.register_profile("full", deadline=None, max_examples=2_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_runtest_teardown() -> None:
+    """A test may leave its request open, as a server does that drops one: the next is not in it."""
+    from opsguard.context import current
+
+    current.set(None)
+
+
 def _lock_of_coverage() -> threading.Lock | None:
     current = coverage.Coverage.current()
     return getattr(getattr(current, "_collector", None), "data_lock", None)
