@@ -20,6 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tests.coverage_over_forks  # noqa: F401  (before anything else registers for forks)
+
+# isort: split
 import opsguard_wsgi
 from opsguard import OpsGuard
 from opsguard.limiter.local import LocalStore
