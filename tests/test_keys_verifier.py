@@ -20,7 +20,7 @@ from opsguard.keys import verifier as module
 from opsguard.keys.fixed import FixedKeys
 from opsguard.keys.identity import MASTER
 from opsguard.keys.minting import mint, pepper_check, sealed
-from opsguard.keys.sqlite import SqliteStore
+from opsguard.keys.sqlite import BUSY, SqliteStore
 from opsguard.settings import StaticKey
 
 PEPPER = b"a pepper of the tests"
@@ -350,17 +350,20 @@ def test_a_locked_file_does_not_hold_up_the_note_of_last_use(
 ) -> None:
     import sqlite3
 
-    key = make(store)
+    keys = [make(store) for _ in range(3)]
     other = sqlite3.connect(store.path)
     other.execute("BEGIN IMMEDIATE")
-    before = time.monotonic()
-    assert verifier.verify(key)
-    assert time.monotonic() - before < 0.5
+    took = []
+    for key in keys:
+        before = time.monotonic()
+        assert verifier.verify(key)
+        took.append(time.monotonic() - before)
+    assert min(took) < BUSY / 1000 / 2  # of the others, the machine may have thought of other work
     other.rollback()
     other.close()
     clock.now += 31.0
-    assert verifier.verify(key)
-    assert store.all()[0].last_used == clock.wall()
+    assert all(map(verifier.verify, keys))
+    assert {record.last_used for record in store.all()} == {clock.wall()}
 
 
 def test_the_last_use_is_noted_every_five_minutes(

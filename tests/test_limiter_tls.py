@@ -34,6 +34,7 @@ from opsguard.limiter.tls import Certificates
 from opsguard_fastapi import install
 from tests.ports import free_port
 from tests.redis_server import RedisServer, executable, running
+from tests.stalls import STALL
 
 USUAL = 0.021
 """What a decision may take by default, less what a failure would cost."""
@@ -292,7 +293,7 @@ def test_a_server_that_does_not_shake_hands_is_down_in_time(
         begun = time.monotonic()
         with pytest.raises(StoreDown):
             ask()
-        assert time.monotonic() - begun < 0.3 + 0.4
+        assert time.monotonic() - begun < 0.3 + STALL
 
 
 def test_a_cluster_behind_tls(ours: Papers, tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_a_loop_ends_in_time_though_the_server_says_no_more(ours: Papers, tmp_pa
 
         try:
             asked = asyncio.run(ask())
-            assert time.monotonic() - asked < PATIENT + 2.0
+            assert time.monotonic() - asked < PATIENT + STALL
         finally:
             server.thaw()
 
@@ -382,7 +383,7 @@ def test_a_lane_is_closed_in_time_whatever_its_connections_do() -> None:
     lane.idle += [Hanging(), Hanging()]
     began = time.monotonic()
     asyncio.run(lane.close())
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 0.1 + STALL
     assert not lane.idle
 
 

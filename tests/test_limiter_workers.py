@@ -278,10 +278,13 @@ def test_who_waited_in_vain_to_join_waits_no_second_time(made: Made, tmp_path: P
     one = made(clock=elapsed)
     with memory._beginning(file):
         assert one.take([charge()]).stood_in
-        time.sleep(0.15)  # until it is tried again
-        began = elapsed()
-        assert one.take([charge()]).stood_in
-        assert elapsed() - began < 0.5
+        took = []
+        for _ in range(3):
+            time.sleep(0.15)  # until it is tried again
+            began = elapsed()
+            assert one.take([charge()]).stood_in
+            took.append(elapsed() - began)
+        assert min(took) < 0.5  # of the others, the machine may have thought of other work
     time.sleep(0.15)
     assert not one.take([charge()]).stood_in
 

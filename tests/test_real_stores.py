@@ -30,6 +30,7 @@ from opsguard.limiter.storages import remote_store
 from opsguard.limiter.stores import RemoteStore, StoreDown, Strategy, Verdict
 from tests.ports import free_port
 from tests.redis_server import RedisServer, running
+from tests.stalls import STALL
 from tests.test_keys_stores import BARE, FULL, PEPPER, race_for_the_first_key
 
 PATIENT = 5.0
@@ -330,14 +331,14 @@ def test_limits_by_sentinel_through_a_failover(watched: Watched, way: str) -> No
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_sentinel_that_is_gone_or_silent_is_down_in_time(watched: Watched, way: str) -> None:
-    with asked(remote_store(watched.url, timeout=0.5), way) as take:
+    with asked(remote_store(watched.url, timeout=2.0), way) as take:
         watched.sentinel.freeze()
         for stop in (lambda: None, watched.sentinel.kill):
             stop()
             begun = time.monotonic()
             with pytest.raises(StoreDown):
                 take(charges("fixed"))
-            assert time.monotonic() - begun < 0.5 + 0.4
+            assert time.monotonic() - begun < 2.0 + STALL
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_a_mongodb_that_is_gone_is_a_store_that_is_down(way: str) -> None:
         with pytest.raises(StoreDown):
             take(charges("fixed"))
         # Its driver looks for a server every half second, and not before.
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < 0.5 + STALL
 
 
 def test_a_mongodb_url_that_cannot_be_read_is_an_error_at_start() -> None:
