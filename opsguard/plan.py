@@ -313,7 +313,14 @@ class Plan:
         )
         batch = settings.logging.durability == "batch"
         return AccessLog(
-            line, template, sink, wall=wall, elapsed=self.clock, unmatched=UNMATCHED, batch=batch
+            line,
+            template,
+            sink,
+            wall=wall,
+            elapsed=self.clock,
+            unmatched=UNMATCHED,
+            report=self.failures.report,
+            batch=batch,
         )
 
     def socket_opened(self, exchange: Socket) -> None:

@@ -27,6 +27,7 @@ class Bench:
     def __init__(self, folder: Path, **logging_: Any) -> None:
         self.path = folder / "log.jsonl"
         self.sink = Sink(self.path)
+        self.faults: list[tuple[str, BaseException]] = []
         self.wall, self.elapsed = ManualClock(1_700_000_000.25), ManualClock(100.0)
         settings: Logging = Settings.load({"logging": logging_}, environ={}).logging
         given: Any = {"service": "shop", "environment": "production", "sink": self.sink}
@@ -37,6 +38,7 @@ class Bench:
             wall=self.wall,
             elapsed=self.elapsed,
             unmatched="<unmatched>",
+            report=lambda site, fault: self.faults.append((site, fault)),
         )
 
     def lines(self) -> list[dict[str, Any]]:
@@ -156,6 +158,23 @@ def test_what_is_bound_after_the_end_is_not_in_the_line(
     for line in bench.lines():
         assert "job" not in line
         assert line.get("tenant_id") == (before or {}).get("tenant_id")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"client": 5}, {"method": None}, {"status": []}, {"path": 5, "fields": {"a": 1}}],
+    ids=str,
+)
+def test_an_exchange_that_an_app_has_damaged_costs_no_other_its_line(
+    tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    bench = Bench(tmp_path)
+    for values in ({"path": "/1"}, {"path": "/2"}, odd, {"path": "/3"}, odd, {"path": "/4"}):
+        bench.log.queue.append(exchange(**values))
+    bench.log.drain()
+
+    assert [line["path"] for line in bench.lines()] == ["/1", "/2", "/3", "/4"]
+    assert [site for site, _ in bench.faults] == ["access", "access"]
 
 
 def test_a_flush_of_the_sink_takes_what_is_in_the_queue(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class AccessLog:
 
     `line` writes any exchange, at the wall time that its clock gives; `template` makes the short
     form of usual lines (see `access_template`), or is None. `elapsed` is the clock of the
-    exchanges. `unmatched` names the endpoint of an exchange that has none. `batch` is False when
-    each line has to go at once.
+    exchanges. `unmatched` names the endpoint of an exchange that has none. Faults go to `report`.
+    `batch` is False when each line has to go at once.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class AccessLog:
         wall: Clock,
         elapsed: Clock,
         unmatched: str,
+        report: Callable[[str, BaseException], None],
         batch: bool = True,
     ) -> None:
         self.queue: Waiting = Waiting() if speed is None else speed.Queue()
@@ -77,11 +78,14 @@ class AccessLog:
         self._one_long_line = threading.RLock()  # `_line` reads the moment of its own line
         self._template = template
         self._templates: dict[int, tuple[str, bool] | None] = {}
+        self._second = -math.inf, ""
+        """The second of the last short line, and its text."""
         self._logger = logging.getLogger(LOGGER)
         self._sink = sink
         self._wall = wall
         self._elapsed = elapsed
         self._unmatched = unmatched
+        self._report = report
         sink.feed(self)
         if template is not None:
             sink.separated = True
@@ -96,63 +100,36 @@ class AccessLog:
         self._sink.nudge()
 
     def drain(self) -> None:
-        """Hand the lines of all exchanges in the queue to the sink."""
-        take, templates, unmatched = self.queue.popleft, self._templates, self._unmatched
+        """Hand the lines of all exchanges in the queue to the sink.
+
+        One of which the app has made something that has no line is reported.
+        """
+        take = self.queue.popleft
         offset = self._wall() - self._elapsed()
         logger = self._logger
         listened = bool(logger.handlers or logger.filters or logger.level)
         fast = None if speed is None or listened else speed.take_lines
-        second, moment = -math.inf, ""
         lines: list[str] = []
         urgent = False
         while True:
             try:
                 if fast is None:
                     exchange = take()
-                elif (exchange := fast(self.queue, templates, offset, lines)) is None:
+                elif (exchange := fast(self.queue, self._templates, offset, lines)) is None:
                     break
             except IndexError:
                 break
             try:
-                found = templates[exchange.status]
-            except KeyError:
-                found = self._make(exchange.status)
-            if (
-                found is None
-                or listened
-                or exchange.fields
-                or exchange.correlation_id != exchange.request_id
-                or not (exchange.path.isascii() and exchange.method.isascii())
-            ):
-                self._sink.write_all(lines)
-                lines = []
+                short = None if listened else self._short(exchange, offset)
+                if short is not None:
+                    lines.append(short[0])
+                    urgent = urgent or short[1]
+                    continue
+                self._hand_over(lines)
                 self._write_long(exchange, offset + exchange.ended)
-                continue
-            ended = exchange.ended
-            fraction = offset + ended - second
-            if not 0.0 <= fraction < 1.0:
-                second = (offset + ended) // 1
-                moment = utc_second(int(second))
-                fraction = offset + ended - second
-            template, hurry = found
-            urgent = urgent or hurry
-            client = exchange.client
-            micros = int((ended - exchange.started) * 1e6 + 0.5)
-            lines.append(
-                template
-                % (
-                    moment,
-                    fraction * 1000.0,
-                    exchange.request_id,
-                    quote(exchange.method),
-                    quote(exchange.path),
-                    quote(exchange.endpoint or unmatched),
-                    micros // 1000,
-                    micros % 1000,
-                    exchange.sent,
-                    "null" if client is None else quote(client),
-                )
-            )
+            except Exception as fault:
+                self._hand_over(lines)
+                self._report("access", fault)
         if lines:
             self._sink.write_all(lines, urgent)
         if self.most == 1:
@@ -168,6 +145,48 @@ class AccessLog:
         if len(self._templates) < _STATUSES:
             self._templates[status] = made
         return made
+
+    def _hand_over(self, lines: list[str]) -> None:
+        """Those before a line that takes another way."""
+        self._sink.write_all(lines)
+        lines.clear()
+
+    def _short(self, exchange: Exchange, offset: float) -> tuple[str, bool] | None:
+        """The line of a usual exchange, and whether it is urgent; None: it takes the long form."""
+        try:
+            found = self._templates[exchange.status]
+        except KeyError:
+            found = self._make(exchange.status)
+        if (
+            found is None
+            or exchange.fields
+            or exchange.correlation_id != exchange.request_id
+            or not (exchange.path.isascii() and exchange.method.isascii())
+        ):
+            return None
+        ended, client = exchange.ended, exchange.client
+        second, moment = self._second
+        fraction = offset + ended - second
+        if not 0.0 <= fraction < 1.0:
+            second = (offset + ended) // 1
+            moment = utc_second(int(second))
+            self._second = second, moment
+            fraction = offset + ended - second
+        template, urgent = found
+        micros = int((ended - exchange.started) * 1e6 + 0.5)
+        line = template % (
+            moment,
+            fraction * 1000.0,
+            exchange.request_id,
+            quote(exchange.method),
+            quote(exchange.path),
+            quote(exchange.endpoint or self._unmatched),
+            micros // 1000,
+            micros % 1000,
+            exchange.sent,
+            "null" if client is None else quote(client),
+        )
+        return line, urgent
 
     def _write_long(self, exchange: Exchange, moment: float) -> None:
         """Any line: two ids, bound fields, a path that is no plain text, a listener, a person."""

@@ -188,6 +188,8 @@ exchanges = st.fixed_dictionaries(
 def test_a_batch_in_c_has_the_lines_of_one_in_python(
     service: str, names: dict[str, str], requests: list[dict[str, Any]], now: float
 ) -> None:
+    faults: list[BaseException] = []
+
     def lines() -> list[str]:
         sink = Lines()
         settings = Logging(format="json", names=names)
@@ -199,6 +201,7 @@ def test_a_batch_in_c_has_the_lines_of_one_in_python(
             wall=lambda: now,
             elapsed=lambda: 0.0,
             unmatched="<unmatched>",
+            report=lambda site, fault: faults.append(fault),
         )
         for values in requests * 3:  # the first line of a status is made in Python
             exchange = Exchange()
@@ -215,6 +218,7 @@ def test_a_batch_in_c_has_the_lines_of_one_in_python(
         patch.setattr(batches, "speed", None)
         slow = lines()
     assert [line for text in fast for line in text.split("\n")] == slow
+    assert not faults
 
 
 @given(st.floats(0, 4e9))
