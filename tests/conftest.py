@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
+import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,21 +59,43 @@ def checkout() -> Path:
 
 
 @pytest.fixture
-def nothing_left_behind() -> Iterator[None]:
-    """For tests that fork a lot: each child would begin a file for every store that earlier tests
-    left, hundreds in one process, which takes seconds. They look unopened meanwhile.
+def eager_switching() -> Iterator[None]:
+    """Threads take turns as often as the interpreter can make them: they meet in more ways, and
+    who forks beside them does not wait 5 ms for each step.
     """
-    from opsguard.metrics.store import Store
-
-    gc.unfreeze()  # the tests of the benchmarks freeze what there is
-    gc.collect()
-    # By type: an object that stands for another would look for that one now.
-    left = [(one, one._map) for one in gc.get_objects() if type(one) is Store]
-    for store, _ in left:
-        store._map = None
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
     yield
-    for store, mapping in left:
-        store._map = mapping
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture(autouse=True)
+def no_forks_watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test has made begins nothing in the forks of later tests: each store would begin a
+    file, hundreds in one process, which takes seconds. What a module registers stays.
+    """
+    register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
+    if register is None:
+        yield
+        return
+    ended = False
+
+    def until_the_end(**hooks: Callable[[], object]) -> None:
+        if sys._getframe(1).f_code.co_name == "<module>":
+            register(**hooks)
+        else:
+            register(**{when: partial(unless_ended, hook) for when, hook in hooks.items()})
+
+    def unless_ended(hook: Callable[[], object]) -> None:
+        if not ended:
+            hook()
+
+    monkeypatch.setattr(os, "register_at_fork", until_the_end)
+    yield
+    ended = True
+    adoption = sys.modules.get("opsguard.metrics.adoption")
+    if adoption is not None:  # it would do so once in a process
+        adoption._FORKS_WATCHED.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -635,39 +635,35 @@ def test_numbers_like_any_other(world: World) -> None:
     assert world.samples()["depth"] == -math.inf
 
 
+@pytest.mark.usefixtures("eager_switching")
 def test_threads_lose_nothing_when_metrics_are_adopted(world: World) -> None:
     """Four threads count on one counter when it is adopted, fifty times over: the sum is exact."""
-    switch = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for _ in range(50):
-            orders = Counter("orders", "", registry=world.users)
-            stop = threading.Event()
-            counted: list[int] = []
+    for _ in range(50):
+        orders = Counter("orders", "", registry=world.users)
+        stop = threading.Event()
+        counted: list[int] = []
 
-            def count(orders: Counter, stop: threading.Event, counted: list[int]) -> None:
-                done = 0
-                while not stop.is_set():
-                    orders.inc()
-                    done += 1
-                counted.append(done)
+        def count(orders: Counter, stop: threading.Event, counted: list[int]) -> None:
+            done = 0
+            while not stop.is_set():
+                orders.inc()
+                done += 1
+            counted.append(done)
 
-            work = orders, stop, counted
-            threads = [threading.Thread(target=count, args=work) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            until(lambda orders=orders: orders._value.get() > 100)
-            world.adopt()
-            seen = orders._value.get()
-            until(lambda orders=orders, seen=seen: orders._value.get() > seen + 100)
-            stop.set()
-            for thread in threads:
-                thread.join(30)
-            assert orders._value.get() == sum(counted)
-            adoption.release()
-            world.users.unregister(orders)
-    finally:
-        sys.setswitchinterval(switch)
+        work = orders, stop, counted
+        threads = [threading.Thread(target=count, args=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda orders=orders: orders._value.get() > 100)
+        world.adopt()
+        seen = orders._value.get()
+        until(lambda orders=orders, seen=seen: orders._value.get() > seen + 100)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        assert orders._value.get() == sum(counted)
+        adoption.release()
+        world.users.unregister(orders)
 
 
 def test_a_call_that_was_under_way_ends_in_the_cell(world: World) -> None:

@@ -501,7 +501,7 @@ def test_a_forked_child_has_no_tokens_of_its_parent(stage: Stage) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("eager_switching")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 def test_a_child_forked_under_load_does_not_hang() -> None:
     store = LeaseStore(Exact(elapsed), lease=50, workers=2, clock=elapsed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import threading
 import time
 import tracemalloc
@@ -233,6 +232,7 @@ def test_a_million_keys_cost_little_memory_and_no_long_pause() -> None:
 # -- threads and forks --------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("eager_switching")
 @pytest.mark.parametrize("how", STRATEGIES)
 def test_threads_admit_exactly_the_limit(how: Strategy) -> None:
     """64 of them, by the quick way and by the general one; nothing moves the clock."""
@@ -249,20 +249,15 @@ def test_threads_admit_exactly_the_limit(how: Strategy) -> None:
         else:
             admitted.append(sum(store.take([Charge("a", rate, how, 1)])[0] for _ in range(50)))
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(64)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert sum(admitted) == 1000
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("eager_switching")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_fork_while_other_threads_decide_does_not_hang_the_child() -> None:

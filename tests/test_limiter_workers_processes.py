@@ -318,7 +318,7 @@ def test_a_forked_child_sits_down_for_itself(tmp_path: Path, memory: str) -> Non
     store.close()
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("eager_switching")
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_forks_under_load_do_not_hang(tmp_path: Path, memory: str) -> None:
     reports: list[BaseException] = []

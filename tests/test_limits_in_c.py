@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +13,7 @@ from opsguard.limiter import Charge, LocalStore
 from tests.limits import Bench, Request
 
 
-@pytest.fixture
-def hurry() -> Iterator[None]:
-    """Threads that change places as often as the interpreter can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("hurry")
+@pytest.mark.usefixtures("eager_switching")
 @pytest.mark.parametrize("strategy", ["fixed", "sliding", "gcra"])
 def test_threads_are_admitted_to_the_last_one_whoever_decides(strategy: str) -> None:
     """Half of them by the stage, in C where it was built, half by the store in Python."""

@@ -73,15 +73,6 @@ def one_series(store: Store, count: int = 1) -> int:
     return store.series(store.family({"name": "n"}), ("a",), count)
 
 
-@pytest.fixture
-def eager_switching() -> Iterator[None]:
-    """Threads take turns as often as the interpreter can make them."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
 def hammer(work: Callable[[], None]) -> None:
     """Run `work` in 16 threads that start together."""
     barrier = threading.Barrier(THREADS)

@@ -28,7 +28,6 @@ from opsguard.metrics.layout import SERIES, pack_header, read_records
 from opsguard.metrics.store import Store
 
 NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-FORKS = pytest.mark.usefixtures("nothing_left_behind")
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -308,7 +307,6 @@ def test_a_dead_workers_gauges_vanish(mode: str, crew: Crew) -> None:
     assert not [key for key in first.samples() if key[0] == "g"]
 
 
-@FORKS
 def test_a_manager_that_loaded_the_app_is_no_worker(crew: Crew) -> None:
     """With `gunicorn --preload` it has a file as well, in which nobody ever sets anything again."""
     worker = crew(manager=os.getpid())
@@ -661,7 +659,6 @@ def forked(work: Callable[[], object], *, kill: bool = False) -> int:
 
 
 @NEEDS_FORK
-@FORKS
 def test_workers_killed_in_the_middle_of_their_counting_lose_nothing(
     tmp_path: Path, crew: Crew
 ) -> None:
@@ -699,7 +696,6 @@ def test_workers_killed_in_the_middle_of_their_counting_lose_nothing(
 
 
 @NEEDS_FORK
-@FORKS
 def test_counters_never_go_backwards_while_workers_come_and_go(crew: Crew) -> None:
     first = crew()
     first.count(0, "a")
@@ -723,7 +719,6 @@ def test_counters_never_go_backwards_while_workers_come_and_go(crew: Crew) -> No
 
 
 @NEEDS_FORK
-@FORKS
 def test_folders_at_the_same_time_count_everything_once(tmp_path: Path, crew: Crew) -> None:
     first = crew()
     first.count(1, "a")
@@ -762,20 +757,17 @@ def recycled(crew: Crew, tmp_path: Path, times: int) -> None:
 
 
 @NEEDS_FORK
-@FORKS
 def test_recycling_leaves_no_growth(tmp_path: Path, crew: Crew) -> None:
     recycled(crew, tmp_path, 40)
 
 
 @NEEDS_FORK
-@FORKS
 @pytest.mark.full
 def test_recycling_of_a_thousand_leaves_no_growth(tmp_path: Path, crew: Crew) -> None:
     recycled(crew, tmp_path, 1_000)
 
 
 @NEEDS_FORK
-@FORKS
 def test_the_last_values_of_the_dead_are_in_the_retired_file(tmp_path: Path, crew: Crew) -> None:
     first = crew()
     first.count(0, "a")
@@ -786,7 +778,6 @@ def test_the_last_values_of_the_dead_are_in_the_retired_file(tmp_path: Path, cre
 
 
 @NEEDS_FORK
-@FORKS
 def test_a_child_forked_for_something_else_is_no_death(crew: Crew) -> None:
     """A gauge that it has from its parent is nothing that it counted."""
     first = crew()
