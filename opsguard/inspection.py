@@ -25,9 +25,10 @@ from opsguard.marks import Marks, marks_of
 if TYPE_CHECKING:
     import click
 
-    from opsguard.guard import OpsGuard, Runtime
+    from opsguard.guard import OpsGuard
     from opsguard.limiter import Explanation, Limiter, Route
     from opsguard.limiter.cli import Inspected
+    from opsguard.runtime import Runtime
 
 __all__ = [
     "Demand",
@@ -82,6 +83,10 @@ class Marked:
     """
 
     def __init__(self) -> None:
+        self.limits = False
+        """Whether anything was limited."""
+        self.keys = False
+        """Whether anything asks for a key."""
         self._targets: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
         self._lock = threading.Lock()
         in_child(self, Marked._start_over)

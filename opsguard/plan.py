@@ -21,10 +21,10 @@ from opsguard.problems import problem
 from opsguard.workers import manager
 
 if TYPE_CHECKING:
-    from opsguard.guard import Runtime
     from opsguard.keys import Identity
     from opsguard.logging import AccessLine, AccessLog
     from opsguard.metrics.exposition import Exposition
+    from opsguard.runtime import Runtime
     from opsguard.settings import Settings
 
 __all__ = ["Plan", "Port", "Protocol", "Step"]

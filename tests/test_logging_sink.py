@@ -670,6 +670,7 @@ def test_what_is_logged_as_a_child_begins_brings_no_lines_of_its_parent(tmp_path
         late = []
         os.register_at_fork(before=lambda: [serve(path) for path in late])
         from opsguard import OpsGuard
+        from opsguard.runtime import Runtime
         from opsguard_asgi import PROTOCOL, serve as edge_of
         ops = OpsGuard(logging={{"file": {str(tmp_path / "log")!r}, "format": "json"}})
         async def app(scope, receive, send):
@@ -684,7 +685,7 @@ def test_what_is_logged_as_a_child_begins_brings_no_lines_of_its_parent(tmp_path
             except StopIteration:
                 pass
         serve("/first")
-        OpsGuard._tidy = lambda self: logging.getLogger("app").warning("told as it began")
+        Runtime._tidy = lambda self: logging.getLogger("app").warning("told as it began")
         late.append("/late")
         pid = os.fork()
         if pid == 0:

@@ -9,8 +9,8 @@ from django.conf import settings
 from django.core.signals import request_started
 from django.urls import URLResolver, get_resolver
 
-from opsguard.guard import Runtime
 from opsguard.inspection import Served, announce, insist
+from opsguard.runtime import Runtime
 from opsguard_django.templates import template
 
 __all__ = ["announce_routes", "project_routes"]

@@ -14,8 +14,8 @@ from starlette.websockets import WebSocket
 
 from opsguard import InstallError, OpsGuard
 from opsguard.exceptions import Refused
-from opsguard.guard import Runtime
 from opsguard.inspection import announce
+from opsguard.runtime import Runtime
 from opsguard_asgi import PROTOCOL, serve
 from opsguard_fastapi.routes import depends_on, hook_routes, late_label, mounted, served
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from opsguard.guard import Runtime
 from opsguard.inspection import Demand, demand
+from opsguard.runtime import Runtime
 from opsguard_fastapi.routes import served
 
 __all__ = ["describe_api"]

@@ -14,10 +14,10 @@ from opsguard.accelerator import speed
 from opsguard.context import current
 from opsguard.exceptions import Refused
 from opsguard.exchange import settled
-from opsguard.guard import Runtime
 from opsguard.http import Pending
 from opsguard.http import Response as Reply
 from opsguard.inspection import Served, announce
+from opsguard.runtime import Runtime
 from opsguard_flask.commands import commands
 from opsguard_flask.templates import template
 from opsguard_wsgi import KEY, PROTOCOL, ROOT, serve
