@@ -78,14 +78,18 @@ def compare(
     rest = (*subjects, controls.twin, controls.planted)
     names = tuple(dict.fromkeys(("bare", *beside.values(), *rest)))
     # What is made first lies elsewhere in memory: a page is a per cent dearer for that, or cheaper.
-    served = make_all(framework, random.sample(names, len(names)))
+    # So is what serves first, and keeps what it has made. Chance decides about both.
+    order = random.sample(names, len(names))
+    served = make_all(framework, order)
     # Each has a loop of its own, as on its server: what one has put off is done in its time.
-    loops = {name: direct.new_loop() for name in names}
+    loops = {name: direct.new_loop() for name in order}
     counted = {
-        name: Counted(DRIVERS[driver](served[name], path, loops[name], headers)) for name in names
+        name: Counted(DRIVERS[driver](served[name], path, loops[name], headers)) for name in order
     }
     complaints = different_answers(served, path, loops, headers)
-    arms = {name: InProcess(name, counted[name], served[name].drain) for name in names}
+    arms = {name: InProcess(name, counted[name], served[name].drain) for name in order}
+    for arm in arms.values():
+        arm.block(BATCH)
     teams = [(arms[beside.get(name, "bare")], arms[name]) for name in rest]
     every = [Claim(f"{name} added µs", added_us(name)) for name in (subjects if judged else rest)]
     requests = requests_per_block(arms["bare"], block, step=BATCH)
