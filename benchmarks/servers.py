@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.apps import PROTOCOLS
@@ -69,26 +71,38 @@ def serving(
     measured.
     """
     running: dict[str, Server] = {}
-    try:
-        for variant in variants:
-            running[variant] = _start(framework, variant, seed, arguments, one_core)
-        for server in running.values():
-            _wait(server)
-        yield running
-    finally:
-        for server in running.values():
-            server.process.send_signal(signal.SIGTERM)
-        for server in running.values():
-            try:
-                server.process.wait(10)
-            except subprocess.TimeoutExpired:
-                server.process.kill()
-                server.process.wait()
-            server.drain.finish()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for variant in variants:
+                own = Path(folder, variant)
+                own.mkdir()
+                running[variant] = _start(framework, variant, seed, arguments, one_core, own)
+            for server in running.values():
+                _wait(server)
+            yield running
+        finally:
+            _stop(list(running.values()))
+
+
+def _stop(servers: Sequence[Server]) -> None:
+    for server in servers:
+        server.process.send_signal(signal.SIGTERM)
+    for server in servers:
+        try:
+            server.process.wait(10)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+            server.process.wait()
+        server.drain.finish()
 
 
 def _start(
-    framework: str, variant: str, seed: int, arguments: Sequence[str], one_core: bool
+    framework: str,
+    variant: str,
+    seed: int,
+    arguments: Sequence[str],
+    one_core: bool,
+    folder: Path,
 ) -> Server:
     port, drain = free_port(), Drain()
     process = subprocess.Popen(
@@ -101,6 +115,7 @@ def _start(
             "BENCHMARK_VARIANT": variant,
             "BENCHMARK_ONE_CORE": "1" if one_core else "",
             "PYTHONHASHSEED": str(seed),
+            "XDG_RUNTIME_DIR": str(folder),  # else all gunicorns want the same control socket
         },
     )
     drain.started()
