@@ -15,7 +15,7 @@ import pytest
 
 from opsguard.accelerator import shared
 from opsguard.clock import elapsed
-from opsguard.limiter import Charge, LocalStore, memory, parse_rates
+from opsguard.limiter import Charge, LocalStore, memory, parse_rates, workers
 from opsguard.limiter.layout import HEADER, MAGIC, Geometry, Header, Salt, pack, unpack
 from opsguard.limiter.making import open_store
 from opsguard.limiter.rates import Strategy
@@ -23,6 +23,7 @@ from opsguard.limiter.workers import FILE, WorkersStore
 from opsguard.marks import Marks
 from opsguard.settings import Settings
 from tests.limits import Bench, Manual, Request
+from tests.stalls import STALL
 
 STRATEGIES: tuple[Strategy, ...] = ("fixed", "sliding", "gcra", "concurrency")
 MEMORIES = [
@@ -260,14 +261,17 @@ def test_making_a_store_opens_nothing(tmp_path: Path) -> None:
     store.close()
 
 
-def test_the_first_decision_waits_for_others_who_are_joining(made: Made, tmp_path: Path) -> None:
+def test_the_first_decision_waits_for_others_who_are_joining(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever gave up after a moment would admit by himself while the others share a limit."""
+    monkeypatch.setattr(workers, "_JOINING", 1.3 + 2 * STALL)
     file = os.open(tmp_path / FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    one = made(clock=elapsed)
+    one = made(clock=elapsed, patience=1.0)
     with ThreadPoolExecutor(2) as threads:
         with memory._beginning(file):
             waiting = [threads.submit(one.take, [charge()]) for _ in range(2)]
-            time.sleep(0.3)
+            time.sleep(1.3)
             assert not any(verdict.done() for verdict in waiting)
         assert [verdict.result().stood_in for verdict in waiting] == [False, False]
     assert not one.reports
