@@ -258,8 +258,11 @@ def disable_many(folder: Path, prefix: str) -> None:
     assert all(member.board.disable(f"{prefix}{number}") for number in range(50))
 
 
-def test_of_several_writers_none_is_lost(one: Member, tmp_path: Path) -> None:
-    """In threads and in processes."""
+def test_of_several_writers_none_is_lost(
+    one: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In threads and in processes, which here wait for the lock for as long as it takes."""
+    monkeypatch.setattr("opsguard.workers.board._TRIES", 3_000)
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=disable_many, args=(tmp_path, f"p{number}-")) for number in range(3)
