@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opsguard.clock import elapsed, wall
 from opsguard.exceptions import SettingsError
+from opsguard.forks import start_over
 from opsguard.inspection import Served, Source, check
 from opsguard.metrics import Death, Metrics
 from opsguard.metrics.adoption import adopt
@@ -70,7 +69,7 @@ class Runtime:
             adopt(ops.metrics, self.failures.report)
         self.set_up_logging()
         self._tidy()
-        _after_forks(self)  # after the sink's own hook: what is found is logged
+        start_over(self, Runtime._tidy)
 
     def port(self, protocol: Protocol[T]) -> Port[T]:
         """What one adapter holds."""
@@ -265,18 +264,6 @@ class Runtime:
             logger.warning("worker %d died while serving %d further requests", death.pid, more)
         elif not death.requests:
             logger.warning("worker %d died; it was serving nothing", death.pid)
-
-
-def _after_forks(runtime: Runtime) -> None:
-    reference = weakref.ref(runtime)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._tidy()
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=in_child)
 
 
 def _counting(metrics: Metrics) -> Callable[[str, str], Callable[[], None]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,32 +69,14 @@ def eager_switching() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_forks_watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_starts_over() -> Iterator[None]:
     """What a test has made begins nothing in the forks of later tests: each store would begin a
-    file, hundreds in one process, which takes seconds. What a module registers stays.
+    file, hundreds in one process, which takes seconds.
     """
-    register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
-    if register is None:
-        yield
-        return
-    ended = False
+    from opsguard import forks
 
-    def until_the_end(**hooks: Callable[[], object]) -> None:
-        if sys._getframe(1).f_code.co_name == "<module>":
-            register(**hooks)
-        else:
-            register(**{when: partial(unless_ended, hook) for when, hook in hooks.items()})
-
-    def unless_ended(hook: Callable[[], object]) -> None:
-        if not ended:
-            hook()
-
-    monkeypatch.setattr(os, "register_at_fork", until_the_end)
     yield
-    ended = True
-    adoption = sys.modules.get("opsguard.metrics.adoption")
-    if adoption is not None:  # it would do so once in a process
-        adoption._FORKS_WATCHED.clear()
+    forks._starting.clear()
 
 
 @pytest.fixture(autouse=True)

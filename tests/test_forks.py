@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opsguard.forks import in_child
+from opsguard.forks import in_child, start_over
 from tests import forking
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +58,41 @@ def test_who_is_gone_is_not_asked_in_a_child() -> None:
     del other
     assert forking.ended(forking.forked(lambda: os._exit(0 if one.renewed else 1))) == 0
     assert not one.renewed
+
+
+def test_what_starts_over_finds_all_locks_new() -> None:
+    class Owner:
+        def renew(self) -> None:
+            told.append("renewed")
+
+        def start(self) -> None:
+            told.append("started")
+
+    told: list[str] = []
+    first, second = Owner(), Owner()
+    start_over(first, Owner.start)
+    in_child(first, Owner.renew)
+    start_over(second, Owner.start)
+    in_child(second, Owner.renew)
+    expected = ["renewed", "renewed", "started", "started"]
+    assert forking.ended(forking.forked(lambda: os._exit(0 if told == expected else 1))) == 0
+    assert not told
+
+
+def test_a_step_that_fails_is_told_and_keeps_no_other_from_its_turn(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Owner:
+        started = False
+
+        def fail(self) -> None:
+            raise OSError("no such seat")
+
+        def start(self) -> None:
+            self.started = True
+
+    one, other = Owner(), Owner()
+    start_over(one, Owner.fail)
+    start_over(other, Owner.start)
+    assert forking.ended(forking.forked(lambda: os._exit(0 if other.started else 1))) == 0
+    assert "no such seat" in capfd.readouterr().err

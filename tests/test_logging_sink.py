@@ -672,6 +672,10 @@ def test_what_is_logged_as_a_child_begins_brings_no_lines_of_its_parent(tmp_path
         from opsguard import OpsGuard
         from opsguard.runtime import Runtime
         from opsguard_asgi import PROTOCOL, serve as edge_of
+        def tell(runtime):
+            if late:
+                logging.getLogger("app").warning("told as it began")
+        Runtime._tidy = tell
         ops = OpsGuard(logging={{"file": {str(tmp_path / "log")!r}, "format": "json"}})
         async def app(scope, receive, send):
             await send({{"type": "http.response.start", "status": 200, "headers": []}})
@@ -685,7 +689,6 @@ def test_what_is_logged_as_a_child_begins_brings_no_lines_of_its_parent(tmp_path
             except StopIteration:
                 pass
         serve("/first")
-        Runtime._tidy = lambda self: logging.getLogger("app").warning("told as it began")
         late.append("/late")
         pid = os.fork()
         if pid == 0:

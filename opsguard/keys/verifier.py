@@ -11,7 +11,6 @@ expired) goes on to the same Python code after that one look.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from hmac import compare_digest
 from typing import Any
 
 from opsguard.clock import Clock, elapsed
+from opsguard.forks import in_child
 from opsguard.keys.fixed import FixedKeys
 from opsguard.keys.identity import MASTER, Identity, KeyRecord
 from opsguard.keys.minting import LONGEST, is_shaped, sealed
@@ -68,8 +68,7 @@ class Verifier:
         self._forgotten = 0
         self._down_until = float("-inf")
         self._start_over()
-        if hasattr(os, "register_at_fork"):
-            _at_fork(self)
+        in_child(self, Verifier._start_over)
 
     def cached(self, credential: str) -> Identity | None:
         """Who a credential belongs to that was verified a short time ago; else None.
@@ -282,17 +281,3 @@ def _heard(future: asyncio.Future[Any]) -> None:
     """Take note of an error that nobody may be there to hear any more."""
     if not future.cancelled():
         future.exception()
-
-
-def _at_fork(verifier: Verifier) -> None:
-    # The hook lives as long as the process, the verifier need not.
-    from weakref import ref
-
-    reference = ref(verifier)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._start_over()
-
-    os.register_at_fork(after_in_child=in_child)

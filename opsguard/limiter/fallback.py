@@ -7,12 +7,11 @@ is open not even that: whether the store is back is asked in the background, nev
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from opsguard.forks import in_child
 from opsguard.limiter.breaker import Breaker, Permit
 from opsguard.limiter.rates import Rate
 from opsguard.limiter.standin import StandIn
@@ -72,8 +71,7 @@ class FallbackStore:
         self._probe = (_probe_for(remote.strategies),)
         self._probing: set[asyncio.Task[Verdict | None]] = set()
         self._stand_in = StandIn(local, report)
-        if hasattr(os, "register_at_fork"):
-            _watch_forks(self)
+        in_child(self, FallbackStore._after_fork)
 
     @property
     def down(self) -> bool:
@@ -190,6 +188,10 @@ class FallbackStore:
         self._breaker.failed()
         self._report("limiter.store", error, then=then)
 
+    def _after_fork(self) -> None:
+        self._breaker.after_fork()
+        self._stand_in.after_fork()
+
     def _probe_in_thread(self) -> None:
         probe = threading.Thread(
             target=self._ask, args=(self._probe,), name="opsguard-probe", daemon=True
@@ -213,15 +215,3 @@ def _probe_for(strategies: frozenset[Strategy]) -> Charge:
     """A charge that writes, so that a read-only or full server is not taken for a healthy one."""
     strategy: Strategy = "fixed" if "fixed" in strategies else min(strategies)
     return Charge("opsguard-probe", Rate(1_000_000, 1, "1000000 per 1 second"), strategy, 1)
-
-
-def _watch_forks(store: FallbackStore) -> None:
-    reference = weakref.ref(store)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._breaker.after_fork()
-            alive._stand_in.after_fork()
-
-    os.register_at_fork(after_in_child=in_child)

@@ -15,9 +15,7 @@ are not; and a bucket with less than `workers`·N left is decided exactly, by th
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from opsguard.accelerator import limits
 from opsguard.clock import Clock
+from opsguard.forks import in_child
 from opsguard.limiter.algorithms import Outcome
 from opsguard.limiter.stores import Charge, OnStoreError, Strategy, Verdict
 
@@ -150,8 +149,7 @@ class LeaseStore:
         self.leases: dict[str, _Lease] = {}
         """By the bucket's key; for the accelerator, as `lock`."""
         self.lock = threading.Lock()
-        if hasattr(os, "register_at_fork"):
-            _watch_forks(self)
+        in_child(self, LeaseStore._after_fork)
 
     def at_hand(self, key: str, cost: int) -> Outcome | None:
         """Take from the tokens of one bucket. CPU only, also in an event loop. None, and nothing is
@@ -408,14 +406,3 @@ class _Worker:
                         return
             else:
                 job()
-
-
-def _watch_forks(store: LeaseStore) -> None:
-    reference = weakref.ref(store)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._after_fork()
-
-    os.register_at_fork(after_in_child=in_child)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from itertools import count
@@ -27,6 +26,7 @@ from redis.exceptions import (
 )
 
 from opsguard.clock import Clock, elapsed
+from opsguard.forks import in_child
 from opsguard.limiter.connections import Server
 from opsguard.limiter.loops import PerLoop
 from opsguard.limiter.script import DIGEST, LONGEST, TAKE
@@ -82,8 +82,7 @@ class RedisStore:
         self._idle: deque[Any] = deque()
         self._lanes = PerLoop(lambda: _Lane(connections, timeout), _Lane.close)
         self._slots = _Slots()
-        if hasattr(os, "register_at_fork"):
-            _watch_forks(self)
+        in_child(self, RedisStore._after_fork)
 
     def __repr__(self) -> str:
         return f"<RedisStore at {self._server.place}>"
@@ -339,14 +338,3 @@ def _reason(error: BaseException) -> str:
             "of a decision are on several servers: set limiter.store to a redis+cluster:// URL"
         )
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _watch_forks(store: RedisStore) -> None:
-    reference = weakref.ref(store)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._after_fork()
-
-    os.register_at_fork(after_in_child=in_child)

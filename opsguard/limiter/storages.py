@@ -14,9 +14,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -29,6 +27,7 @@ import limits.storage
 import limits.strategies
 
 from opsguard.clock import Clock, elapsed, wall
+from opsguard.forks import in_child
 from opsguard.limiter.drivers import Address, read_uri
 from opsguard.limiter.loops import PerLoop
 from opsguard.limiter.rates import Rate
@@ -120,8 +119,7 @@ class LimitsStore:
         self._opening = threading.Lock()
         self._loops = PerLoop(self._aopen, _aclose)
         self._calls: set[asyncio.Task[Any]] = set()
-        if hasattr(os, "register_at_fork"):
-            _watch_forks(self)
+        in_child(self, LimitsStore._after_fork)
 
     def __repr__(self) -> str:
         return f"<LimitsStore at {self._address.scheme}://>"
@@ -323,14 +321,3 @@ async def _aclose(limiters: dict[Strategy, Any]) -> None:
                 closing = close(client)
                 if isinstance(closing, Awaitable):
                     await closing
-
-
-def _watch_forks(store: LimitsStore) -> None:
-    reference = weakref.ref(store)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._after_fork()
-
-    os.register_at_fork(after_in_child=in_child)

@@ -16,15 +16,14 @@ containers with a time namespace of their own: those have a table each.
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from opsguard.accelerator import shared
 from opsguard.clock import Clock, elapsed
+from opsguard.forks import in_child
 from opsguard.limiter.algorithms import ALGORITHMS, Outcome
 from opsguard.limiter.local import MAX_KEYS, Take
 from opsguard.limiter.memory import PATIENCE, Memory, SegmentMemory, join
@@ -83,7 +82,7 @@ class WorkersStore:
         self._stand_in = StandIn(local, report)
         self._gates: list[tuple[Rate, Strategy, Any]] = []
         self._begin()
-        _watch_forks(self)
+        in_child(self, WorkersStore._after_fork)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
@@ -237,17 +236,6 @@ class _Gate:
 
     def take(self, key: str, cost: int) -> Outcome:
         return self._store.take_one(key, self._rate, self._strategy, cost, self._on_error)
-
-
-def _watch_forks(store: WorkersStore) -> None:
-    reference = weakref.ref(store)
-
-    def in_child() -> None:
-        alive = reference()
-        if alive is not None:
-            alive._after_fork()
-
-    os.register_at_fork(after_in_child=in_child)
 
 
 def _nothing() -> None:

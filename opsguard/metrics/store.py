@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from opsguard.accelerator import shared, speed
 from opsguard.clock import Clock, wall
+from opsguard.forks import start_over
 from opsguard.metrics.exemplars import ExemplarTable
 from opsguard.metrics.inflight import PREFACE, SPARE_AT
 from opsguard.metrics.layout import (
@@ -139,8 +140,7 @@ class Store(Shelf):
         self._revision = 0
         self._exemplars = ExemplarTable(self)
         self._heeded = False
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_weakly(self, Store._after_fork))
+        start_over(self, Store._after_fork)
 
     def family(self, definition: dict[str, object]) -> int:
         """Record a family; returns its id. Raises StoreFull."""
