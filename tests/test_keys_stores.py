@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import stat
@@ -149,6 +150,40 @@ def test_a_closed_store_opens_again(open_: Open, request: pytest.FixtureRequest)
     store.close()
     if "memory" not in request.node.name:
         assert store.get("full") == FULL
+
+
+def test_a_store_that_is_dropped_in_a_cycle_closes_its_file(tmp_path: Path) -> None:
+    """Not the connection itself, which would warn of it since Python 3.13."""
+    store = SqliteStore(str(tmp_path / "keys.db"), pepper_check(PEPPER))
+    store.add(FULL)
+    (process,) = store._processes.values()
+    connection = process.connection
+    assert connection is not None
+    cycle: list[object] = [store, process]
+    cycle.append(cycle)
+    del store, process, cycle
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_drops_a_store_leaves_its_parents_connection_open(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "keys.db"), pepper_check(PEPPER))
+    store.add(FULL)
+    (process,) = store._processes.values()
+    connection = process.connection
+    assert connection is not None
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            del store, process
+            gc.collect()
+            status = 0 if connection.execute("SELECT 1").fetchone() == (1,) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

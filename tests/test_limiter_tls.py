@@ -61,7 +61,7 @@ def papers(directory: Path, name: str) -> Papers:
     names = directory / "names.ext"
     names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
     new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    own = [*new, "-x509", "-days", "2"]
+    own = [*new, "-x509", "-days", "2", "-addext", "keyUsage=critical,keyCertSign"]
     sign = ["openssl", "x509", "-req", "-days", "2", "-CAcreateserial", "-extfile", str(names)]
     for command in (
         [*own, "-subj", f"/CN={name}", "-keyout", ca_key, "-out", made.authority],

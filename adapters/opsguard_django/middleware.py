@@ -241,6 +241,7 @@ def _count_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
             raise
         finally:
             exchange.close()
+            current.set(None)  # Django 6.1 streams in the server's task, and does not close then
 
     response.streaming_content = count_async() if response.is_async else count()
 

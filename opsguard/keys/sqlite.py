@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,11 +57,31 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.connection: sqlite3.Connection | None = None
+        self._end: weakref.finalize[..., _Process] | None = None
 
-    def __del__(self) -> None:
-        # As the connection's own end would, but that warns of it since Python 3.13.
-        if self.connection is not None:
-            self.connection.close()
+    def open(self, connection: sqlite3.Connection) -> None:
+        """Hold this connection, and close it with what holds it at the latest.
+
+        A connection that ends by itself warns of it since Python 3.13, and in a cycle it may do so
+        before any `__del__` of ours.
+        """
+        self.connection = connection
+        self._end = weakref.finalize(self, _close, connection, os.getpid())
+
+    def close(self) -> None:
+        if self._end is not None:
+            self._end()
+        self.connection = self._end = None
+
+
+_inherited: list[sqlite3.Connection] = []
+
+
+def _close(connection: sqlite3.Connection, pid: int) -> None:
+    if os.getpid() == pid:
+        connection.close()
+    else:
+        _inherited.append(connection)
 
 
 class SqliteStore:
@@ -129,9 +150,7 @@ class SqliteStore:
     def close(self) -> None:
         process = self._process()
         with process.lock:
-            if process.connection is not None:
-                process.connection.close()
-                process.connection = None
+            process.close()
 
     @contextmanager
     def _open(self, *, create: bool = False) -> Generator[sqlite3.Connection | None]:
@@ -139,7 +158,9 @@ class SqliteStore:
         process = self._process()
         with process.lock:
             if process.connection is None:
-                process.connection = self._connect(create)
+                connection = self._connect(create)
+                if connection is not None:
+                    process.open(connection)
             yield process.connection
 
     def _process(self) -> _Process:
