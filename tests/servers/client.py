@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import Self
 
@@ -11,6 +12,9 @@ __all__ = ["Client", "encode"]
 
 TIMEOUT = 20.0
 _BODILESS = (204, 304)
+_END = re.compile(rb"\r\n\r?\n")
+"""Of a head. Under Python 3.14 the empty line of gunicorn's own error page is a bare LF, as
+`textwrap.dedent` tidies it there; clients may take that (RFC 9112, 2.2)."""
 
 
 class Client:
@@ -53,13 +57,13 @@ class Client:
         """
         answer = Answer()
         while answer.status is None or 100 <= answer.status < 200:
-            head = self._until(b"\r\n\r\n")
+            head = self._head()
             if head is None:
                 answer.status = None
                 return answer
             first, *lines = head.decode("latin-1").split("\r\n")
             answer.status = int(first.split(" ")[1])
-            answer.headers = [_pair(line) for line in lines if line]
+            answer.headers = [_pair(line) for line in lines]
         if method == "HEAD" or answer.status in _BODILESS:
             answer.complete = True
         elif "chunked" in answer.header("transfer-encoding"):
@@ -92,6 +96,13 @@ class Client:
                 return
             answer.chunks.append(self._buffer)
             self._buffer = b""
+
+    def _head(self) -> bytes | None:
+        while (end := _END.search(self._buffer)) is None:
+            if not self._more():
+                return None
+        head, self._buffer = self._buffer[: end.start()], self._buffer[end.end() :]
+        return head
 
     def _until(self, mark: bytes) -> bytes | None:
         while mark not in self._buffer:
