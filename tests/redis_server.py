@@ -49,6 +49,7 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
+        self._output = directory / f"server-{self.port}.output"
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -59,7 +60,8 @@ class RedisServer:
         else:
             command[1:1] = [str(self._sentinel), "--sentinel"]
         command += ["--dir", str(self._directory), *self._options, *options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(command, stdout=output)
         self.wait()
 
     def wait(self) -> None:
@@ -72,8 +74,10 @@ class RedisServer:
                 return
             except (redis.ResponseError, redis.BusyLoadingError, redis.AuthenticationError):
                 return
-            except redis.RedisError:
-                if time.monotonic() > deadline:
+            except redis.RedisError as error:
+                ended = self._process is not None and self._process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    error.add_note(self._output.read_text(errors="replace"))
                     raise
                 time.sleep(0.01)
 

@@ -174,6 +174,8 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Callable[[RedisStore], As
     with asyncio.Runner() as runner:
 
         def ask_on_loop(store: RedisStore) -> Ask:
+            stores.append(store)  # else the collector may find it while the loop still runs
+
             async def once() -> Verdict:
                 return await store.atake(ONE)
 
