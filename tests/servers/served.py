@@ -245,7 +245,7 @@ def tell_of_workers(ops: OpsGuard) -> None:
         time.sleep(0.02)  # busy, so that the next request goes to another worker
         told = {
             "pid": os.getpid(),
-            "folder": str(ops._folder()),
+            "folder": str(ops.place.directory(time.time())),
             "level": logging.getLogger("shop").level,
         }
         body = json.dumps(told).encode()
