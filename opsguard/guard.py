@@ -20,8 +20,8 @@ from opsguard.failures import Failures
 from opsguard.inspection import Limits, Marked, check
 from opsguard.metrics import Metrics
 from opsguard.metrics.store import Store
-from opsguard.plan import Step
 from opsguard.runtime import Runtime
+from opsguard.steps import Step
 from opsguard.workers import Board, Place, manager
 
 if TYPE_CHECKING:

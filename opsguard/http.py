@@ -1,7 +1,7 @@
 """The neutral answer: what the core says, in words every adapter can speak.
 
 A request needs no neutral twin: an adapter hands the few values that the core
-reads to :meth:`opsguard.plan.Port.open` as plain arguments, because building an
+reads to :meth:`opsguard.ports.Port.open` as plain arguments, because building an
 object for them would cost more than everything done with it.
 """
 

@@ -5,37 +5,30 @@ and nothing for one that is off.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opsguard.accelerator import speed
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.context import current
+from opsguard.endpoints import Scrape
 from opsguard.exceptions import Refused
-from opsguard.exchange import Exchange, Socket, asettled, settled
+from opsguard.exchange import Exchange, Socket
 from opsguard.http import Pending, Response
 from opsguard.ids import fresh, valid
 from opsguard.marks import Marks
 from opsguard.metrics import UNMATCHED, HttpMetrics, Metrics
 from opsguard.problems import problem
-from opsguard.workers import manager
+from opsguard.steps import Step, chained
 
 if TYPE_CHECKING:
     from opsguard.keys import Identity
     from opsguard.logging import AccessLine, AccessLog
-    from opsguard.metrics.exposition import Exposition
+    from opsguard.ports import Port, Protocol, T
     from opsguard.runtime import Runtime
     from opsguard.settings import Settings
 
-__all__ = ["Plan", "Port", "Protocol", "Step"]
+__all__ = ["Plan"]
 
-Step = Callable[[Exchange], Response | Pending | None]
-"""A check at one of the two hook points: an answer to send instead of going on, or None. Ours may
-also give what will tell.
-"""
-
-T = TypeVar("T")
-"""What a protocol writes headers in: str or bytes."""
 X = TypeVar("X", bound=Exchange)
 
 PROBES = frozenset(
@@ -51,28 +44,6 @@ _FORWARDED = "x-forwarded-for"
 _LENGTH = "content-length"
 _CHUNKED = "transfer-encoding"
 _AUTHORIZATION = "authorization"
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol(Generic[T]):
-    """How a protocol reads and writes headers, in its own type of text: str or bytes.
-
-    `exchange` is the subclass that reads a request header. `incoming(name)` is what the protocol
-    calls the request header of this lower-case name. `name(name)` and `value(value)` give a
-    response header; `fold(name)` makes two spellings of a name equal. `names(headers)` gives the
-    folded names of headers, where there is a faster way than one by one.
-    """
-
-    exchange: type[Exchange]
-    incoming: Callable[[str], T]
-    name: Callable[[str], T]
-    value: Callable[[str], T]
-    fold: Callable[[T], T]
-    names: Callable[[Iterable[tuple[T, T]]], Iterable[T]] | None = None
-
-
-Open = Callable[[str, str, str, str | None, Mapping[str, str] | None, Any], Exchange]
-Head = Callable[[Exchange, int, Iterable[tuple[T, T]]], list[tuple[T, T]]]
 
 
 class Plan:
@@ -94,16 +65,17 @@ class Plan:
             self._http = like._http
         elif settings.metrics.enabled:
             self._http = HttpMetrics(metrics, settings.metrics)
-        self._exposition: Exposition | None = None
         self.admission = runtime.admission(settings, metrics)
         ours = self.admission
-        self._edge = self._guarded(None if ours is None else ours.at_edge, runtime.edge)
-        self._route = self._guarded(None if ours is None else ours.at_route, runtime.route)
+        report = self.failures.report
+        self._edge = chained(None if ours is None else ours.at_edge, runtime.edge, report)
+        self._route = chained(None if ours is None else ours.at_route, runtime.route, report)
         self._resolve = resolver(settings.proxies.trusted, settings.proxies.hops)
         self._endpoints: dict[str, Callable[[Exchange], Response]] = {}
         # Protected means behind a token or key, which are not there yet: until then it is closed.
         if settings.metrics.enabled and not settings.metrics.protected:
-            self._endpoints[settings.metrics.path] = self._limited(self._scrape)
+            scrape = Scrape(runtime, settings, metrics)
+            self._endpoints[settings.metrics.path] = self._limited(scrape)
         self._log: AccessLog | None = self._access_log() if like is None else like._log
         self.enter: Step = self._enter_with()
         self.enter_socket = self._route or _go_on
@@ -383,29 +355,6 @@ class Plan:
         exchange.received = _length(headers.get(_LENGTH, ""))
         exchange.uploads = exchange.received > 0 or _CHUNKED in headers
 
-    def _guarded(self, first: Step | None, others: Iterable[Step]) -> Step | None:
-        """The steps as one; the first answer counts, a step that raises is counted and skipped.
-        `first` is ours, and never raises.
-        """
-        steps = tuple(others) if first is None else (first, *others)
-        if not steps or steps == (first,):
-            return first
-
-        def run(exchange: Exchange, at: int = 0) -> Response | Pending | None:
-            for number, step in enumerate(steps[at:], at + 1):
-                try:
-                    reply = step(exchange)
-                except Exception as error:
-                    self.failures.report(f"step:{getattr(step, '__name__', 'step')}", error)
-                    continue
-                if reply is not None and not isinstance(reply, Response) and number < len(steps):
-                    return _Then(reply, lambda: run(exchange, number))  # noqa: B023 - it returns
-                if reply is not None:
-                    return reply
-            return None
-
-        return run
-
     def _limited(self, work: Callable[[Exchange], Response]) -> Callable[[Exchange], Response]:
         """The answer of an endpoint of ours, behind the policies that name its very path."""
         ours = self.admission
@@ -483,107 +432,6 @@ class Plan:
                 failures.report("close", fault)
 
         return close
-
-    def _scrape(self, exchange: Exchange) -> Response:
-        """The answer of the metrics endpoint. Blocks; never raises."""
-        if self._exposition is None:
-            self._exposition = self._sources()
-        self._say_who()
-        return self._exposition.render(
-            exchange.method, exchange.header("accept"), exchange.header("accept-encoding")
-        )
-
-    def _say_who(self) -> None:
-        """Set `service_info`; at each scrape, as a forked worker starts with zeros."""
-        settings = self.settings
-        info = self.metrics.gauge(
-            settings.metrics.names.get("service_info", "service_info"),
-            "The service, always 1.",
-            ("service", "version", "git_sha", "environment"),
-            mode="max",
-        )
-        labels = (settings.service, settings.version, settings.git_sha, settings.environment)
-        info.labels(*labels).set(1)
-
-    def _sources(self) -> Exposition:
-        from prometheus_client import REGISTRY
-
-        from opsguard.metrics import adoption
-        from opsguard.metrics.exposition import Exposition
-        from opsguard.metrics.foreign import Files
-        from opsguard.metrics.process import ProcessCollector
-
-        metrics = self.metrics
-        shared = () if metrics is self.runtime.ops.metrics else (self.runtime.ops.metrics,)
-        ours = self.runtime.ops.metrics
-        processes = ProcessCollector(workers=ours.workers, manager=lambda: manager().pid)
-        return Exposition(
-            (metrics, *shared, adoption.Beside((metrics, *shared)), processes, Files(), REGISTRY),
-            covered=adoption.covers,
-            failures=self.failures.report,
-            clock=self.clock,
-        )
-
-
-if TYPE_CHECKING or speed is None:
-
-    class Hinge:
-        """Where a port's `door` is; the accelerator has a type of this name."""
-
-        __slots__ = ("door",)
-
-else:
-    Hinge = speed.Hinge
-
-
-class Port(Hinge, Generic[T]):
-    """A plan in the words of one protocol.
-
-    An adapter reads the attributes anew for each request: `override` exchanges them in tests.
-    `wanted` maps the request headers that `open` takes, in the protocol's own naming, to their
-    lower-case names; `gather` takes them out of a mapping of headers.
-    """
-
-    __slots__ = ("gather", "head", "open", "plan", "protocol", "wanted")
-
-    door: Any
-    """`open` and `head` in C, or None."""
-
-    def __init__(self, protocol: Protocol[T], plan: Plan) -> None:
-        self.protocol = protocol
-        self.adopt(plan)
-
-    def adopt(self, plan: Plan) -> None:
-        self.plan = plan
-        self.open: Open = plan.open_with(self.protocol.exchange)
-        self.head: Head[T] = plan.head_with(self.protocol)
-        self.wanted = {self.protocol.incoming(name): name for name in plan.wanted}
-        self.gather = self._gather
-        self.door = plan.door(self)
-        if self.door is not None:
-            self.open, self.head = self.door.open, self.door.head
-            self.gather = self.door.gather
-
-    def _gather(self, environ: Mapping[T, str]) -> dict[str, str] | None:
-        """The wanted headers of a mapping of headers, as `open` takes them."""
-        found = {name: environ[key] for key, name in self.wanted.items() if environ.get(key)}
-        return found or None
-
-
-class _Then:
-    """What will tell, and the steps behind it."""
-
-    __slots__ = ("_first", "_rest")
-
-    def __init__(self, first: Pending, rest: Callable[[], Response | Pending | None]) -> None:
-        self._first = first
-        self._rest = rest
-
-    def run(self) -> Response | None:
-        return settled(self._first.run() or self._rest())
-
-    async def arun(self) -> Response | None:
-        return await asettled(await self._first.arun() or self._rest())
 
 
 def _without_ours(

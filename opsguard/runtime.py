@@ -13,7 +13,9 @@ from opsguard.inspection import Served, Source, check
 from opsguard.metrics import Death, Metrics
 from opsguard.metrics.adoption import adopt
 from opsguard.metrics.store import Store
-from opsguard.plan import Plan, Port, Protocol, Step, T
+from opsguard.plan import Plan
+from opsguard.ports import Port, Protocol, T
+from opsguard.steps import Step
 from opsguard.workers import several
 
 if TYPE_CHECKING:

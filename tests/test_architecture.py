@@ -43,7 +43,10 @@ FLOORS: dict[str, set[str]] = {
         *("errors", "failures", "hardening", "health", "keys", "lifecycle", "limiter"),
         *("logging", "metrics", "problems", "redaction", "tracing", "views", "workers"),
     },
-    "composer": {"admission", "endpoints", "exchange", "guard", "inspection", "plan", "runtime"},
+    "composer": {
+        *("admission", "endpoints", "exchange", "guard", "inspection", "plan", "ports"),
+        *("runtime", "steps"),
+    },
     "front": {"opsguard"},
     "protocols": {"opsguard_asgi", "opsguard_wsgi"},
     "frameworks": {"opsguard_django", "opsguard_fastapi", "opsguard_flask"},

@@ -16,7 +16,7 @@ from opsguard.context import current
 from opsguard.exceptions import Refused
 from opsguard.exchange import Exchange, asettled
 from opsguard.http import Pending, Response
-from opsguard.plan import Port
+from opsguard.ports import Port
 from opsguard_asgi.lifespan import lifespan_of
 from opsguard_asgi.types import (
     KEY,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opsguard.plan import Port
+from opsguard.ports import Port
 from opsguard_asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["lifespan_of"]

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from opsguard.exchange import Exchange, Socket
-from opsguard.plan import Port, Protocol
+from opsguard.ports import Port, Protocol
 
 __all__ = [
     "KEY",

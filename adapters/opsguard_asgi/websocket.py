@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from opsguard.context import current
 from opsguard.exchange import Socket
-from opsguard.plan import Port
+from opsguard.ports import Port
 from opsguard_asgi.types import (
     ASGIApp,
     Label,

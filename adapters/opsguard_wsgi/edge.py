@@ -15,7 +15,7 @@ from opsguard.context import current
 from opsguard.exceptions import Refused
 from opsguard.exchange import Exchange
 from opsguard.http import Response
-from opsguard.plan import Port
+from opsguard.ports import Port
 from opsguard_wsgi.gunicorn import keeps_headers
 from opsguard_wsgi.types import (
     KEY,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from opsguard.exchange import Exchange
-from opsguard.plan import Port, Protocol
+from opsguard.ports import Port, Protocol
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse

@@ -6,7 +6,7 @@ from typing import Any, assert_type
 
 from opsguard import Exchange, OpsGuard, Response
 from opsguard.http import Pending
-from opsguard.plan import Port, Protocol
+from opsguard.ports import Port, Protocol
 from opsguard_asgi import PROTOCOL as ASGI
 from opsguard_wsgi import PROTOCOL as WSGI
 
