@@ -160,9 +160,12 @@ class OpsGuardMiddleware(Front):
         else:
             whole = True  # a file, which the server may send by itself
             exchange.sent = int(response.headers.get("Content-Length", 0))
-        # Under ASGI the middleware runs in a task of its own, so what comes after it (a stream, the
-        # app's closers) does not know the request unless it is told again.
         closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
+        if whole and closers:  # the last byte is out before what the app does then
+            closers.insert(0, exchange.finish)
+            whole = False
+        # Under ASGI the middleware may run in a task of its own (before Django 6.1 it does), so what
+        # comes after it (a stream, the app's closers) knows the request only if it is told again.
         if self._async or "wsgi.input" not in exchange.source:
             closers.insert(0, partial(current.set, exchange))
         closers.append(Closer(exchange, whole))

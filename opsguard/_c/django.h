@@ -208,7 +208,8 @@ finish_response(Middle *self, Door *door, Exchange *x, PyObject *response)
 {
     PyObject *closers = NULL, *closer = NULL, *store = NULL;
     Py_ssize_t size = size_of(self, response);
-    if (size >= 0 && optional(response, names.closers, &closers) > 0 && PyList_CheckExact(closers))
+    if (size >= 0 && optional(response, names.closers, &closers) > 0 && PyList_CheckExact(closers)
+        && PyList_GET_SIZE(closers) == 0) /* else the app has something to do at the end */
         store = header_store(response);
     if (store == NULL) {
         Py_XDECREF(closers);

@@ -165,6 +165,7 @@ def test_background_work_knows_its_request(adapter: str, tmp_path: Path) -> None
         assert guarded.shop.after_done.wait(10)
     assert guarded.shop.after_ids == ["b-1 b-1", "b-2 b-2"]
     assert [line["status_code"] for line in guarded.lines()] == [200, 200]
+    assert not any("job" in line for line in guarded.lines()), "bound when the last byte was out"
 
 
 # --- ids

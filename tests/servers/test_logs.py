@@ -93,10 +93,12 @@ def test_the_last_lines_of_a_server_that_is_told_to_stop_are_not_lost(
                 assert answer.status == 200
         found.process.send_signal(signal.SIGTERM)
         lines = entries(found.stop())
-    seen = [line["path"] for line in lines if line.get("logger") == "opsguard.access"]
-    assert sorted(path for path in seen if path.startswith("/items/")) == sorted(
-        f"/items/{number}" for number in range(requests)
-    )
+    access = [line["path"] for line in lines if line.get("logger") == "opsguard.access"]
+    seen = [path for path in access if path.startswith("/items/")]
+    asked = [f"/items/{number}" for number in range(requests)]
+    if "uvicorn" in server:
+        seen, asked = sorted(seen), sorted(asked)
+    assert seen == asked
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Shop:
     def after(self) -> None:
         """The background work."""
         self.after_ids.append(self.ids())
+        self.ops.bind(job="after")
         self.after_done.set()
 
     def handle(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
