@@ -164,8 +164,8 @@ class OpsGuardMiddleware(Front):
         if whole and closers:  # the last byte is out before what the app does then
             closers.insert(0, exchange.finish)
             whole = False
-        # Under ASGI the middleware may run in a task of its own (before Django 6.1 it does), so what
-        # comes after it (a stream, the app's closers) knows the request only if it is told again.
+        # Under ASGI the middleware runs in a task of its own (until Django 6.1), so what comes
+        # after it (a stream, the app's closers) knows the request only if it is told again.
         if self._async or "wsgi.input" not in exchange.source:
             closers.insert(0, partial(current.set, exchange))
         closers.append(Closer(exchange, whole))
