@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["in_child", "start_over"]
+__all__ = ["in_child", "in_each_child", "start_over"]
 
 T = TypeVar("T")
 Steps = WeakKeyDictionary[Any, Callable[[Any], None]]
@@ -26,6 +27,11 @@ def in_child(owner: T, renew: Callable[[T], None]) -> None:
     _renewing[owner] = renew
 
 
+def in_each_child(renew: Callable[[], None]) -> None:
+    """The same for what a module holds: `renew()`. It is a function of the module."""
+    _renewing[renew] = lambda renew: renew()
+
+
 def start_over(owner: T, start: Callable[[T], None]) -> None:
     """As `in_child`, but when all locks are new, in the order of these calls: `start` may log."""
     _starting[owner] = start
@@ -36,8 +42,9 @@ def _begin() -> None:
         for owner, step in list(turn.items()):
             try:
                 step(owner)
-            except Exception:  # as `os.register_at_fork` has it: told, and the next one's turn
-                traceback.print_exc()
+            except BaseException:  # as `os.register_at_fork` has it: told, and the next one's turn
+                with suppress(BaseException):  # there may be nobody to tell
+                    traceback.print_exc()
 
 
 if hasattr(os, "register_at_fork"):

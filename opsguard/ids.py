@@ -12,6 +12,8 @@ import os
 import re
 from collections.abc import Callable
 
+from opsguard.forks import in_each_child
+
 __all__ = ["fresh", "valid"]
 
 _BLOCK = 128
@@ -38,5 +40,8 @@ def fresh() -> str:
         return mine
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.clear)
+def _forget() -> None:
+    _pool.clear()
+
+
+in_each_child(_forget)

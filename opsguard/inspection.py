@@ -89,9 +89,9 @@ class Marked:
         """Whether anything asks for a key."""
         self._targets: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
         self._lock = threading.Lock()
-        in_child(self, Marked._start_over)
+        in_child(self, Marked._renew)
 
-    def _start_over(self) -> None:
+    def _renew(self) -> None:
         self._lock = threading.Lock()
 
     def note(self, target: T) -> T:

@@ -426,6 +426,29 @@ def test_a_stream_is_recorded_at_its_last_byte(eyes: Eyes) -> None:
     assert (line["status_code"], line["size"]) == (200, 5)
 
 
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+@pytest.mark.parametrize("parts", [chunks, async_chunks], ids=["sync", "async"])
+@pytest.mark.parametrize("fails", [False, True], ids=["whole", "raises"])
+def test_what_the_app_does_after_a_stream_knows_its_request(
+    parts: Callable[..., Any], fails: bool, eyes: Eyes
+) -> None:
+    """Django reads an async stream under WSGI in an event loop, and takes over its context."""
+    found: list[str] = []
+
+    def serve(request: HttpRequest) -> StreamingHttpResponse:
+        response = StreamingHttpResponse(parts(None, fails))
+        response._resource_closers.append(  # type: ignore[attr-defined]
+            lambda: found.append(getattr(current.get(), "request_id", "nobody's"))
+        )
+        return response
+
+    with project(eyes.ops, path("s", serve)):
+        told = Request("/s", headers=(("X-Request-ID", "one"),), strict=False)
+        call_wsgi(get_wsgi_application(), told)
+    assert found == ["one"]
+    assert current.get() is None
+
+
 def test_a_stream_closed_early_is_499_and_its_generator_is_told(eyes: Eyes) -> None:
     told: list[str] = []
     with project(eyes.ops, path("s", streaming(chunks, told))):

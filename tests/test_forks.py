@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[1]
     [
         pytest.param(forking.the_search_finds_the_locks_of_all_rooms, (), id="search"),
         pytest.param(forking.a_child_forked_while_all_locks_are_held_works, (), id="locks held"),
+        pytest.param(
+            forking.all_locks_are_free_when_the_first_starts_over, (), id="locks in turn two"
+        ),
         pytest.param(forking.a_fork_waits_for_what_it_must_not_cut_in_two, (), id="fork waits"),
         pytest.param(forking.what_was_logged_before_a_fork_is_written_once, (), id="lines"),
         pytest.param(forking.forks_under_load_hang_nobody, (40,), id="40 under load"),
@@ -96,3 +99,27 @@ def test_a_step_that_fails_is_told_and_keeps_no_other_from_its_turn(
     start_over(other, Owner.start)
     assert forking.ended(forking.forked(lambda: os._exit(0 if other.started else 1))) == 0
     assert "no such seat" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit], ids=lambda kind: kind.__name__)
+def test_nothing_else_keeps_another_from_its_turn_either(
+    ends: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Owner:
+        started = False
+
+        def end(self) -> None:
+            raise ends
+
+        def start(self) -> None:
+            self.started = True
+
+    class Closed:
+        def write(self, text: str) -> None:
+            raise ValueError("I/O operation on closed file")
+
+    one, other = Owner(), Owner()
+    start_over(one, Owner.end)
+    start_over(other, Owner.start)
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert forking.ended(forking.forked(lambda: os._exit(0 if other.started else 1))) == 0

@@ -6,6 +6,9 @@ import gc
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -184,6 +187,60 @@ def test_a_child_that_drops_a_store_leaves_its_parents_connection_open(tmp_path:
         finally:
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param("threading.Thread(target=ask, daemon=True).start()", id="thread"),
+        pytest.param("atexit.register(lambda: print(store.get('nobody')))", id="exit handler"),
+        pytest.param("sys.exit(os.waitpid(os.fork() or sys.exit(0), 0)[1])", id="child"),
+        pytest.param("drop_in_child()", id="child that drops it"),
+    ],
+)
+def test_a_store_in_use_at_exit_harms_nobody(last: str, tmp_path: Path) -> None:
+    """A connection closed below a thread that is within a statement ends the process by SIGSEGV."""
+    script = f"""
+import atexit, gc, os, sqlite3, sys, threading, time
+from opsguard.keys.sqlite import SqliteStore
+from opsguard.keys import KeyRecord
+path = {str(tmp_path / "keys.db")!r}
+store = SqliteStore(path, "a check")
+record = KeyRecord("full", b"1" * 32, "tenant", "pro")
+
+def ask():
+    while True:
+        try:
+            store.revoke("full", 5.0)
+        except sqlite3.OperationalError:
+            pass
+
+def drop_in_child():
+    global store
+    pid = os.fork()
+    if pid:
+        sys.exit(os.waitpid(pid, 0)[1])
+    del store
+    gc.collect()
+
+store.add(record)
+other = sqlite3.connect(path, isolation_level=None)
+{last}
+if {last.startswith("threading")}:
+    other.execute("BEGIN IMMEDIATE")
+    time.sleep(0.2)  # the thread waits for this one's lock by now
+else:
+    other.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, "unclosed database" in done.stderr) == (0, False), done.stderr
+    if last.startswith("atexit"):
+        assert done.stdout == "None\n", done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -164,9 +164,11 @@ class OpsGuardMiddleware(Front):
         if whole and closers:  # the last byte is out before what the app does then
             closers.insert(0, exchange.finish)
             whole = False
-        # Under ASGI the middleware runs in a task of its own (until Django 6.1), so what comes
-        # after it (a stream, the app's closers) knows the request only if it is told again.
-        if self._async or "wsgi.input" not in exchange.source:
+        # Under ASGI the middleware runs in a task of its own (until Django 6.1), and so does an
+        # async stream under WSGI: what comes after them (a stream, the app's closers) knows the
+        # request only if it is told again.
+        apart = self._async or "wsgi.input" not in exchange.source
+        if apart or getattr(response, "is_async", False):
             closers.insert(0, partial(current.set, exchange))
         closers.append(Closer(exchange, whole))
         return response

@@ -10,8 +10,10 @@ file; until then every key is unknown.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sqlite3
+import sys
 import threading
 import weakref
 from collections.abc import Generator
@@ -67,6 +69,8 @@ class _Process:
         """
         self.connection = connection
         self._end = weakref.finalize(self, _close, connection, os.getpid())
+        # At exit a thread may be within a statement, and an exit handler may still ask.
+        self._end.atexit = False
 
     def close(self) -> None:
         if self._end is not None:
@@ -78,10 +82,18 @@ _inherited: list[sqlite3.Connection] = []
 
 
 def _close(connection: sqlite3.Connection, pid: int) -> None:
-    if os.getpid() == pid:
+    if os.getpid() == pid or sys.is_finalizing():
         connection.close()
-    else:
-        _inherited.append(connection)
+        return
+    if not _inherited:
+        atexit.register(_close_inherited)
+    _inherited.append(connection)
+
+
+def _close_inherited() -> None:
+    """The end of the process closes them in any case; like this it does not warn of it."""
+    while _inherited:
+        _inherited.pop().close()
 
 
 class SqliteStore:

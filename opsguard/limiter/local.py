@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opsguard.accelerator import limits
 from opsguard.clock import Clock, elapsed
+from opsguard.forks import in_each_child
 from opsguard.limiter.algorithms import ALGORITHMS, Outcome
 from opsguard.limiter.rates import OnStoreError, Rate, Strategy
 from opsguard.limiter.stores import Charge, Verdict
@@ -328,7 +329,8 @@ def _after_fork() -> None:
         _held.pop().release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
+in_each_child(_after_fork)
 
 
 def _nothing() -> None:

@@ -8,13 +8,14 @@ nobody wants another. A level that somebody else gave it in the meantime is left
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakKeyDictionary
+
+from opsguard.forks import in_each_child
 
 __all__ = ["Levels", "level_of_name", "set_aside"]
 
@@ -109,5 +110,4 @@ def _after_fork() -> None:
     _lock = threading.RLock()  # another thread of the parent may have held it
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_each_child(_after_fork)

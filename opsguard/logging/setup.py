@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from opsguard.forks import in_each_child
 from opsguard.logging.access import LOGGER as ACCESS_LOGGER
 from opsguard.logging.access import LoggingSettings, colour_wanted, console_wanted
 from opsguard.logging.encode import Redact, dumps
@@ -273,5 +274,4 @@ def _after_fork() -> None:
     _lock = threading.RLock()  # another thread of the parent may have held it
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_each_child(_after_fork)

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 
 from opsguard.accelerator import shared, speed
 from opsguard.clock import Clock, wall
-from opsguard.forks import start_over
+from opsguard.forks import in_child, start_over
 from opsguard.metrics.exemplars import ExemplarTable
 from opsguard.metrics.inflight import PREFACE, SPARE_AT
 from opsguard.metrics.layout import (
@@ -140,7 +140,8 @@ class Store(Shelf):
         self._revision = 0
         self._exemplars = ExemplarTable(self)
         self._heeded = False
-        start_over(self, Store._after_fork)
+        in_child(self, Store._renew)
+        start_over(self, Store._begin_anew)
 
     def family(self, definition: dict[str, object]) -> int:
         """Record a family; returns its id. Raises StoreFull."""
@@ -362,10 +363,12 @@ class Store(Shelf):
         if seat is not None:
             seat.leave()
 
-    def _after_fork(self) -> None:
-        """In the child: the same records in a file of our own, with zeros."""
+    def _renew(self) -> None:
         self.lock = threading.RLock()
         self.exclusive = nullcontext() if self.gil else self.lock
+
+    def _begin_anew(self) -> None:
+        """In the child: the same records in a file of our own, with zeros."""
         if self._map is None:
             return
         records = bytearray(self._map[HEADER_SIZE : self._used])
