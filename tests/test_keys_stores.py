@@ -192,8 +192,8 @@ def test_a_child_that_drops_a_store_leaves_its_parents_connection_open(tmp_path:
 @pytest.mark.parametrize(
     "last",
     [
-        pytest.param("threading.Thread(target=ask, daemon=True).start()", id="thread"),
-        pytest.param("atexit.register(lambda: print(store.get('nobody')))", id="exit handler"),
+        pytest.param("ask_in_thread()", id="thread"),
+        pytest.param("asked_at_exit.append(True)", id="exit handler"),
         pytest.param("sys.exit(os.waitpid(os.fork() or sys.exit(0), 0)[1])", id="child"),
         pytest.param("drop_in_child()", id="child that drops it"),
     ],
@@ -208,7 +208,7 @@ path = {str(tmp_path / "keys.db")!r}
 store = SqliteStore(path, "a check")
 record = KeyRecord("full", b"1" * 32, "tenant", "pro")
 
-def ask():
+def ask(other):
     while True:
         try:
             store.revoke("full", 5.0)
@@ -223,14 +223,16 @@ def drop_in_child():
     del store
     gc.collect()
 
-store.add(record)
-other = sqlite3.connect(path, isolation_level=None)
-{last}
-if {last.startswith("threading")}:
+def ask_in_thread():
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
-    time.sleep(0.2)  # the thread waits for this one's lock by now
-else:
-    other.close()
+    threading.Thread(target=ask, args=(other,), daemon=True).start()
+    time.sleep(0.2)  # it waits for the lock of this one by now
+
+asked_at_exit = []
+atexit.register(lambda: asked_at_exit and print(store.get("nobody")))
+store.add(record)
+{last}
 """
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(script)],
@@ -239,7 +241,7 @@ else:
         timeout=60,
     )
     assert (done.returncode, "unclosed database" in done.stderr) == (0, False), done.stderr
-    if last.startswith("atexit"):
+    if last.startswith("asked_at_exit"):
         assert done.stdout == "None\n", done.stderr
 
 

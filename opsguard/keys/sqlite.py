@@ -59,6 +59,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.connection: sqlite3.Connection | None = None
+        self._pid = os.getpid()
         self._end: weakref.finalize[..., _Process] | None = None
 
     def open(self, connection: sqlite3.Connection) -> None:
@@ -68,14 +69,19 @@ class _Process:
         before any `__del__` of ours.
         """
         self.connection = connection
-        self._end = weakref.finalize(self, _close, connection, os.getpid())
+        self._end = weakref.finalize(self, _close, connection, self._pid)
         # At exit a thread may be within a statement, and an exit handler may still ask.
         self._end.atexit = False
 
     def close(self) -> None:
         if self._end is not None:
-            self._end()
+            self._end.detach()
+        if self.connection is not None:
+            _close(self.connection, self._pid)
         self.connection = self._end = None
+
+    def __del__(self) -> None:
+        self.close()  # when the interpreter ends, nobody calls finalizers of weakref any more
 
 
 _inherited: list[sqlite3.Connection] = []
