@@ -43,9 +43,12 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Callable[[RedisStore], As
     if request.param == "threads":
         yield lambda store: lambda: store.take(ONE)
         return
+    stores: list[RedisStore] = []
     with asyncio.Runner() as runner:
 
         def ask(store: RedisStore) -> Ask:
+            stores.append(store)  # else the collector may find it while the loop still runs
+
             async def once() -> Verdict:
                 await asyncio.sleep(0.001)  # lets the loop see what has happened to its sockets
                 return await store.atake(ONE)
