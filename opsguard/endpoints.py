@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from opsguard.clock import elapsed
 from opsguard.exchange import Exchange
 from opsguard.http import Response
 from opsguard.metrics import Metrics
@@ -53,7 +54,6 @@ class Scrape:
     def _sources(self) -> Exposition:
         from prometheus_client import REGISTRY
 
-        from opsguard.clock import elapsed
         from opsguard.metrics import adoption
         from opsguard.metrics.exposition import Exposition
         from opsguard.metrics.foreign import Files

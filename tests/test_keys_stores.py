@@ -155,13 +155,18 @@ def test_a_closed_store_opens_again(open_: Open, request: pytest.FixtureRequest)
         assert store.get("full") == FULL
 
 
-def test_a_store_that_is_dropped_in_a_cycle_closes_its_file(tmp_path: Path) -> None:
-    """Not the connection itself, which would warn of it since Python 3.13."""
-    store = SqliteStore(str(tmp_path / "keys.db"), pepper_check(PEPPER))
+def in_use(folder: Path) -> tuple[SqliteStore, object, sqlite3.Connection]:
+    """A store with what this process has open of it."""
+    store = SqliteStore(str(folder / "keys.db"), pepper_check(PEPPER))
     store.add(FULL)
     (process,) = store._processes.values()
-    connection = process.connection
-    assert connection is not None
+    assert process.connection is not None
+    return store, process, process.connection
+
+
+def test_a_store_that_is_dropped_in_a_cycle_closes_its_file(tmp_path: Path) -> None:
+    """Not the connection itself, which would warn of it since Python 3.13."""
+    store, process, connection = in_use(tmp_path)
     cycle: list[object] = [store, process]
     cycle.append(cycle)
     del store, process, cycle
@@ -172,11 +177,7 @@ def test_a_store_that_is_dropped_in_a_cycle_closes_its_file(tmp_path: Path) -> N
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_child_that_drops_a_store_leaves_its_parents_connection_open(tmp_path: Path) -> None:
-    store = SqliteStore(str(tmp_path / "keys.db"), pepper_check(PEPPER))
-    store.add(FULL)
-    (process,) = store._processes.values()
-    connection = process.connection
-    assert connection is not None
+    store, process, connection = in_use(tmp_path)
     child = os.fork()
     if child == 0:
         status = 1
