@@ -40,8 +40,8 @@ def fresh() -> str:
         return mine
 
 
-def _forget() -> None:
+def _after_fork() -> None:
     _pool.clear()
 
 
-in_each_child(_forget)
+in_each_child(_after_fork)

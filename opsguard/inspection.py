@@ -89,9 +89,9 @@ class Marked:
         """Whether anything asks for a key."""
         self._targets: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
         self._lock = threading.Lock()
-        in_child(self, Marked._renew)
+        in_child(self, Marked._after_fork)
 
-    def _renew(self) -> None:
+    def _after_fork(self) -> None:
         self._lock = threading.Lock()
 
     def note(self, target: T) -> T:

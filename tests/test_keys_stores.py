@@ -159,17 +159,16 @@ def in_use(folder: Path) -> tuple[SqliteStore, object, sqlite3.Connection]:
     """A store with what this process has open of it."""
     store = SqliteStore(str(folder / "keys.db"), pepper_check(PEPPER))
     store.add(FULL)
-    (process,) = store._processes.values()
-    assert process.connection is not None
-    return store, process, process.connection
+    assert store._opened is not None
+    return store, store._opened, store._opened.connection
 
 
 def test_a_store_that_is_dropped_in_a_cycle_closes_its_file(tmp_path: Path) -> None:
     """Not the connection itself, which would warn of it since Python 3.13."""
-    store, process, connection = in_use(tmp_path)
-    cycle: list[object] = [store, process]
+    store, opened, connection = in_use(tmp_path)
+    cycle: list[object] = [store, opened]
     cycle.append(cycle)
-    del store, process, cycle
+    del store, opened, cycle
     gc.collect()
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         connection.execute("SELECT 1")
@@ -177,12 +176,12 @@ def test_a_store_that_is_dropped_in_a_cycle_closes_its_file(tmp_path: Path) -> N
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_child_that_drops_a_store_leaves_its_parents_connection_open(tmp_path: Path) -> None:
-    store, process, connection = in_use(tmp_path)
+    store, opened, connection = in_use(tmp_path)
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            del store, process
+            del store, opened
             gc.collect()
             status = 0 if connection.execute("SELECT 1").fetchone() == (1,) else 2
         finally:
@@ -202,7 +201,7 @@ def test_a_child_that_drops_a_store_leaves_its_parents_connection_open(tmp_path:
 def test_a_store_in_use_at_exit_harms_nobody(last: str, tmp_path: Path) -> None:
     """A connection closed below a thread that is within a statement ends the process by SIGSEGV."""
     script = f"""
-import atexit, gc, os, sqlite3, sys, threading, time
+import atexit, gc, os, sqlite3, sys, threading
 from opsguard.keys.sqlite import SqliteStore
 from opsguard.keys import KeyRecord
 path = {str(tmp_path / "keys.db")!r}
@@ -227,8 +226,12 @@ def drop_in_child():
 def ask_in_thread():
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
+    within = threading.Event()
+    store.get("full")
+    said = lambda text: text.startswith("UPDATE") and within.set()
+    store._opened.connection.set_trace_callback(said)
     threading.Thread(target=ask, args=(other,), daemon=True).start()
-    time.sleep(0.2)  # it waits for the lock of this one by now
+    assert within.wait(30)  # for the lock of this one
 
 asked_at_exit = []
 atexit.register(lambda: asked_at_exit and print(store.get("nobody")))
@@ -252,7 +255,7 @@ def test_a_child_of_a_fork_asks_by_itself(open_: Open, request: pytest.FixtureRe
         pytest.skip("it is this process's alone")
     store = open_()
     store.add(FULL)
-    lock = store._process().lock if isinstance(store, SqliteStore) else threading.Lock()
+    lock = store._lock if isinstance(store, SqliteStore) else threading.Lock()
     with lock:  # as if another thread were at it
         child = os.fork()
         if not child:

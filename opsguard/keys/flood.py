@@ -27,7 +27,7 @@ class Failures:
         self._clock = clock
         self._found: dict[str, list[float]] = {}  # window's end, failures
         self._lock = Lock()
-        in_child(self, Failures._renew)
+        in_child(self, Failures._after_fork)
 
     def blocked(self, address: str | None) -> float:
         """For how many seconds more this address is refused; 0.0 if it is not."""
@@ -49,7 +49,7 @@ class Failures:
             found[1] += 1
             return found[1] == self._most
 
-    def _renew(self) -> None:
+    def _after_fork(self) -> None:
         self._lock = Lock()
 
 

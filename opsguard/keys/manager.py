@@ -63,7 +63,7 @@ class Keys:
         self._audit = Audit(clock, audit or {})
         self._lock = threading.RLock()
         self._made: _Parts | None = None
-        in_child(self, Keys._renew)
+        in_child(self, Keys._after_fork)
 
     def create(
         self,
@@ -224,7 +224,7 @@ class Keys:
                 made = self._made = self._made or self._make()
         return made
 
-    def _renew(self) -> None:
+    def _after_fork(self) -> None:
         self._lock = threading.RLock()
 
     def _make(self) -> _Parts:

@@ -8,11 +8,12 @@ business: say it in the URL (`?connect_timeout=2` for PostgreSQL).
 
 from __future__ import annotations
 
-import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from opsguard.exceptions import SettingsError
+from opsguard.forks import in_child
 from opsguard.keys.identity import KeyRecord
 from opsguard.keys.stores import (
     COLUMNS,
@@ -31,6 +32,8 @@ __all__ = ["SqlStore"]
 
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds between the attempts to make the tables."""
+_inherited: list[Engine] = []
+"""The parent's, to the end of the process: they are not ours to dispose of."""
 
 
 class SqlStore:
@@ -61,8 +64,10 @@ class SqlStore:
             ) from None
         self.place = self._url.render_as_string(hide_password=True)
         self._check = check
-        self._engines: dict[int, Engine] = {}
-        self._ready: set[int] = set()
+        self._made: Engine | None = None
+        self._ready = False
+        self._lock = threading.Lock()
+        in_child(self, SqlStore._after_fork)
         self._sa = sa
         self._fault = exc.DBAPIError
         # A collation of the database's may take two ids that differ in case for one: our ids are
@@ -143,9 +148,15 @@ class SqlStore:
             connection.execute(change.values(last_used=at))
 
     def close(self) -> None:
-        engine = self._engines.pop(os.getpid(), None)
+        engine, self._made = self._made, None
         if engine is not None:
             engine.dispose()
+
+    def _after_fork(self) -> None:
+        if self._made is not None:
+            _inherited.append(self._made)
+        self._made, self._ready = None, False
+        self._lock = threading.Lock()
 
     def _one(self, question: Any, values: dict[str, object]) -> KeyRecord | None:
         with self._engine().connect() as connection:
@@ -155,20 +166,17 @@ class SqlStore:
         return None if row is None else record_of(tuple(row))
 
     def _engine(self) -> Engine:
-        # Two threads may both make one, which has connected to nothing yet; one of them counts.
-        pid = os.getpid()
-        engine = self._engines.get(pid)
-        if engine is None:
-            made = self._sa.create_engine(self._url, pool_pre_ping=True)
-            engine = self._engines.setdefault(pid, made)
-        return engine
+        with self._lock:
+            if self._made is None:
+                self._made = self._sa.create_engine(self._url, pool_pre_ping=True)
+            return self._made
 
     def _usable(self, connection: Connection) -> bool:
         """Whether the tables are there, checked once in each process.
 
         :raises KeyStoreError: if they are of another version or another pepper.
         """
-        if os.getpid() in self._ready:
+        if self._ready:
             return True
         if not self._sa.inspect(connection).has_table(self._keys.name):
             return False
@@ -179,7 +187,7 @@ class SqlStore:
             )
         rows = connection.execute(self._sa.select(self._meta)).all()
         check_meta({str(name): str(value) for name, value in rows}, self._check, self.place)
-        self._ready.add(os.getpid())
+        self._ready = True
         return True
 
     def _prepare(self) -> None:

@@ -10,10 +10,8 @@ file; until then every key is unknown.
 
 from __future__ import annotations
 
-import atexit
 import os
 import sqlite3
-import sys
 import threading
 import weakref
 from collections.abc import Generator
@@ -21,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from opsguard.forks import in_child
 from opsguard.keys.identity import KeyRecord
 from opsguard.keys.stores import (
     COLUMNS,
@@ -53,53 +52,29 @@ _REVOKE = "UPDATE opsguard_keys SET revoked = min(revoked, :at) WHERE key_id = :
 _TOUCH = "UPDATE opsguard_keys SET last_used = :at WHERE key_id = :id"
 
 
-class _Process:
-    """What one process has open; a fork's child starts with another."""
+class _Opened:
+    """A connection, closed with what holds it at the latest.
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.connection: sqlite3.Connection | None = None
-        self._pid = os.getpid()
-        self._end: weakref.finalize[..., _Process] | None = None
+    One that ends by itself warns of it since Python 3.13, and in a cycle it may do so before any
+    `__del__` of ours.
+    """
 
-    def open(self, connection: sqlite3.Connection) -> None:
-        """Hold this connection, and close it with what holds it at the latest.
-
-        A connection that ends by itself warns of it since Python 3.13, and in a cycle it may do so
-        before any `__del__` of ours.
-        """
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        self._end = weakref.finalize(self, _close, connection, self._pid)
+        self._end = weakref.finalize(self, connection.close)
         # At exit a thread may be within a statement, and an exit handler may still ask.
         self._end.atexit = False
 
     def close(self) -> None:
-        if self._end is not None:
-            self._end.detach()
-        if self.connection is not None:
-            _close(self.connection, self._pid)
-        self.connection = self._end = None
+        self._end.detach()
+        self.connection.close()
 
     def __del__(self) -> None:
         self.close()  # when the interpreter ends, nobody calls finalizers of weakref any more
 
 
-_inherited: list[sqlite3.Connection] = []
-
-
-def _close(connection: sqlite3.Connection, pid: int) -> None:
-    if os.getpid() == pid or sys.is_finalizing():
-        connection.close()
-        return
-    if not _inherited:
-        atexit.register(_close_inherited)
-    _inherited.append(connection)
-
-
-def _close_inherited() -> None:
-    """The end of the process closes them in any case; like this it does not warn of it."""
-    while _inherited:
-        _inherited.pop().close()
+_inherited: list[_Opened] = []
+"""The parent's, to the end of the process: they are not ours to close."""
 
 
 class SqliteStore:
@@ -113,7 +88,9 @@ class SqliteStore:
     def __init__(self, path: str, check: str) -> None:
         self.path = path
         self._check = check
-        self._processes: dict[int, _Process] = {}
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None
+        in_child(self, SqliteStore._after_fork)
 
     def find(self, digest: bytes) -> KeyRecord | None:
         with self._open() as connection:
@@ -166,26 +143,25 @@ class SqliteStore:
                 connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
-        process = self._process()
-        with process.lock:
-            process.close()
+        with self._lock:
+            opened, self._opened = self._opened, None
+            if opened is not None:
+                opened.close()
 
     @contextmanager
     def _open(self, *, create: bool = False) -> Generator[sqlite3.Connection | None]:
         """This process's connection, locked; None if there is no file yet and none is made."""
-        process = self._process()
-        with process.lock:
-            if process.connection is None:
+        with self._lock:
+            if self._opened is None:
                 connection = self._connect(create)
-                if connection is not None:
-                    process.open(connection)
-            yield process.connection
+                self._opened = None if connection is None else _Opened(connection)
+            yield None if self._opened is None else self._opened.connection
 
-    def _process(self) -> _Process:
-        # Two threads may both make one; setdefault lets one of them count. The parent's stays
-        # where it is: closing it here would not be ours to do.
-        pid = os.getpid()
-        return self._processes.get(pid) or self._processes.setdefault(pid, _Process())
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        if self._opened is not None:
+            _inherited.append(self._opened)
+            self._opened = None
 
     def _connect(self, create: bool) -> sqlite3.Connection | None:
         memory = self.path == ":memory:"

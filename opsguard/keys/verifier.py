@@ -67,8 +67,8 @@ class Verifier:
         self._bad: dict[str, float] = {}
         self._forgotten = 0
         self._down_until = float("-inf")
-        self._renew()
-        in_child(self, Verifier._renew)
+        self._begin()
+        in_child(self, Verifier._begin)
 
     def cached(self, credential: str) -> Identity | None:
         """Who a credential belongs to that was verified a short time ago; else None.
@@ -264,7 +264,7 @@ class Verifier:
                 del self._bad[next(iter(self._bad))]
             self._bad[credential] = until
 
-    def _renew(self) -> None:
+    def _begin(self) -> None:
         """Locks and look-ups of this process; another thread of the parent may hold those."""
         self._lock = threading.Lock()
         self._flights: dict[str, Future[Identity | None]] = {}

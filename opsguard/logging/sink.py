@@ -120,7 +120,7 @@ class Sink:
         self._wanted = False  # the thread is, by a feeder
         self._tended = False  # the server looks after the feeders when it is idle
         # Before all that may write a line in the child, and with it the lines of the parent.
-        in_child(self, Sink._after_fork_in_child)
+        in_child(self, Sink._after_fork)
 
     # The request's side ---------------------------------------------------------------------------
 
@@ -435,7 +435,7 @@ class Sink:
         self._push(True)
         self._stop_thread()
 
-    def _after_fork_in_child(self) -> None:
+    def _after_fork(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._holder = 0
         self._again = False

@@ -21,7 +21,6 @@ https://prometheus.io/docs/instrumenting/content_negotiation/).
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from concurrent.futures import Future
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
+from opsguard.forks import in_child
 from opsguard.http import Response
 from opsguard.metrics.crew import Crew, Exposable, Outcome, Source, collectors_of, read
 from opsguard.metrics.negotiation import Form, accepts_gzip, negotiate
@@ -51,8 +51,7 @@ _NOT_ALLOWED = Response(
 class _Here:
     """What belongs to one process: locks that another thread may hold while it forks."""
 
-    def __init__(self, pid: int, clock: Callable[[], float], budget: float) -> None:
-        self.pid = pid
+    def __init__(self, clock: Callable[[], float], budget: float) -> None:
         self.crew = Crew(clock, budget)
         self.turn = threading.Lock()  # held while rendering
         self.lock = threading.Lock()  # guards `flights`, held for a moment
@@ -86,7 +85,11 @@ class Exposition:
         self._failures = failures
         self._clock = clock
         self._budget = budget
-        self._here = _Here(os.getpid(), clock, budget)
+        self._begin()
+        in_child(self, Exposition._begin)
+
+    def _begin(self) -> None:
+        self._here = _Here(self._clock, self._budget)
 
     def render(self, method: str, accept: str, accept_encoding: str) -> Response:
         """Return the answer to a request with these headers ("" where one is absent).
@@ -112,7 +115,7 @@ class Exposition:
         return Response(200, tuple(headers), b"" if method == "HEAD" else body)
 
     def _shared(self, form: Form, compressed: bool) -> bytes:
-        here, key = self._process(), (form, compressed)
+        here, key = self._here, (form, compressed)
         with here.lock:
             flight = here.flights.get(key)
             leads = flight is None
@@ -125,14 +128,6 @@ class Exposition:
         except TimeoutError as error:
             self._failures("exposition", error)
             return finished([], form, compressed)
-
-    def _process(self) -> _Here:
-        # In a forked child the first call begins anew. Two threads may both do so at
-        # once; then one of them renders by itself, which is harmless.
-        here, pid = self._here, os.getpid()
-        if here.pid != pid:
-            here = self._here = _Here(pid, self._clock, self._budget)
-        return here
 
     def _lead(self, here: _Here, form: Form, compressed: bool, flight: Future[bytes]) -> None:
         body = finished([], form, compressed)

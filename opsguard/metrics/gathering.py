@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from opsguard.clock import Clock, wall
+from opsguard.forks import in_child
 from opsguard.metrics.merge import Merge, Merged
 from opsguard.metrics.retired import RETIRED, Death, fold, generation, read_retired
 from opsguard.metrics.sources import Index, Source, Unreadable, is_held, open_regular, read_whole
@@ -51,9 +52,9 @@ class Gathering:
         self._died = died
         self._clock = clock
         self._begin()
+        in_child(self, Gathering._begin)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._bad: set[str] = set()
         self._known: dict[str, Index] = {}
@@ -71,8 +72,6 @@ class Gathering:
         path = self._store.path
         if path is None:
             return None
-        if self._pid != os.getpid():
-            self._begin()
         with self._lock:
             try:
                 if self._store.is_removed():
@@ -107,9 +106,7 @@ class Gathering:
 
     def workers(self) -> list[tuple[int, int]]:
         """(number, pid) of each living worker, this one among them, as `merged` saw them last."""
-        if self._pid == os.getpid() and self._living:
-            return list(self._living)
-        return [(self._store.number, os.getpid())]
+        return list(self._living) or [(self._store.number, os.getpid())]
 
     def _sources(self, path: Path) -> list[Source]:
         """Our own, the others', the retired, as they were at one moment."""

@@ -140,7 +140,7 @@ class Store(Shelf):
         self._revision = 0
         self._exemplars = ExemplarTable(self)
         self._heeded = False
-        in_child(self, Store._renew)
+        in_child(self, Store._after_fork)
         start_over(self, Store._begin_anew)
 
     def family(self, definition: dict[str, object]) -> int:
@@ -363,7 +363,7 @@ class Store(Shelf):
         if seat is not None:
             seat.leave()
 
-    def _renew(self) -> None:
+    def _after_fork(self) -> None:
         self.lock = threading.RLock()
         self.exclusive = nullcontext() if self.gil else self.lock
 
