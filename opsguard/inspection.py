@@ -153,15 +153,20 @@ def announce(runtime: Runtime, routes: Iterable[Served] | None) -> None:
             runtime.say_once(logging.INFO, coverage)
         for warning in _off(runtime):
             runtime.say_once(logging.WARNING, warning)
-        for route in found or ():
-            marks = marks_of(route.handler, route.method)
-            if marks.public and marks.keys is None:
-                runtime.open_route(route.endpoint)
+        open_public(runtime, found or ())
         unrouted = [] if found is None else runtime.ops.marked.unrouted(found)
         if unrouted:
             runtime.say_once(logging.WARNING, _complaint(unrouted))
     except Exception as fault:
         runtime.failures.report("announce", fault)
+
+
+def open_public(runtime: Runtime, routes: Iterable[Served]) -> None:
+    """Tell the edge which routes are marked public, so that it leaves them to the route."""
+    for route in routes:
+        marks = marks_of(route.handler, route.method)
+        if marks.public and marks.keys is None:
+            runtime.open_route(route.endpoint)
 
 
 def insist(runtime: Runtime, routes: Iterable[Served]) -> None:

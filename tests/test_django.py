@@ -663,6 +663,21 @@ def test_a_refusal_at_the_route_works_from_outside(protocol: str, eyes: Eyes) ->
     assert eyes.statuses() == [418]
 
 
+@pytest.mark.parametrize("protocol", ["wsgi", "asgi"])
+def test_the_edge_outside_knows_public_routes_before_the_first_request(
+    protocol: str, tmp_path: Path
+) -> None:
+    eyes = Eyes(
+        tmp_path,
+        keys={"pepper": "p" * 32, "store": f"sqlite:///{tmp_path}/keys", "required": ["*"]},
+    )
+    with project(eyes.ops, path("open", eyes.ops.public(view)), path("a", view)):
+        application = get_wsgi_application() if protocol == "wsgi" else get_asgi_application()
+        guarded = opsguard_django.install(application)
+        call = call_wsgi if protocol == "wsgi" else call_asgi
+        assert [call(guarded, Request(there)).status for there in ("/open", "/a")] == [200, 401]
+
+
 def test_an_application_without_our_middleware_is_counted_without_routes(eyes: Eyes) -> None:
     with project(eyes.ops, path("a", view), middleware=[]):
         guarded = opsguard_django.install(get_wsgi_application())

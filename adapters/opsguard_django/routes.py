@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.signals import request_started
 from django.urls import URLResolver, get_resolver
 
-from opsguard.inspection import Served, announce, insist
+from opsguard.inspection import Served, announce, insist, open_public
 from opsguard.runtime import Runtime
 from opsguard_django.templates import template
 
@@ -19,9 +19,11 @@ _VERBS = ("get", "post", "put", "patch", "delete")
 
 
 def announce_routes(runtime: Runtime) -> None:
-    """See that every mark is on a route, now that the handler loads and all routes are known; and
-    say at the first request what is limited, as a module that makes a handler may be imported for
-    other ends. A project whose middleware sets ``request.urlconf`` names these URLconfs in
+    """See that every mark is on a route, now that the handler loads and all routes are known, and
+    tell the edge, which may be outside of Django, the public ones. What is limited is said when the
+    first request is there, as a module that makes a handler may be imported for other ends.
+
+    A project whose middleware sets ``request.urlconf`` names these URLconfs in
     ``OPSGUARD_URLCONFS``. One that cannot be imported is Django's to complain about.
 
     :raises DeclarationError: for limits and required keys that no route carries.
@@ -32,6 +34,7 @@ def announce_routes(runtime: Runtime) -> None:
         runtime.failures.report("routes", fault)
         return
     insist(runtime, routes)
+    open_public(runtime, routes)
     name = f"opsguard.announce.{id(runtime)}"
 
     def say(sender: object, **_: object) -> None:
