@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import fastapi
 import pytest
@@ -295,6 +296,56 @@ def in_a_router_of_a_sub_application(app: FastAPI) -> str:
     return "/sub/acme/api/users/7"
 
 
+def in_a_mount_of_a_router(app: FastAPI) -> str:
+    sub, router = FastAPI(), APIRouter()
+    sub.get("/items/{id}")(lambda id: id)
+    router.mount("/sub", sub)
+    app.include_router(router, prefix="/v1")
+    return "/v1/sub/items/7"
+
+
+def in_itself(app: FastAPI) -> str:
+    """An alias for a prefix."""
+    app.get("/own/{id}")(lambda id: id)
+    app.mount("/alias", app)
+    app.mount("/other", app)
+    return "/alias/own/7"
+
+
+class Answering:
+    """A mounted app of another framework."""
+
+    routes: Any = ()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("theirs")(scope, receive, send)
+
+
+def with_routes_of_another_framework(app: FastAPI) -> str:
+    """Litestar's have slots."""
+
+    class HTTPRoute:
+        __slots__ = ("path",)
+
+    theirs = Answering()
+    theirs.routes = [HTTPRoute()]
+    app.mount("/theirs", theirs)
+    return "/theirs/items"
+
+
+def behind_a_bridge_to_wsgi(app: FastAPI) -> str:
+    """Bottle has routes and a router."""
+
+    class Bottle:
+        routes: ClassVar[list[object]] = [object()]
+        router = object()
+
+    bridge = Answering()
+    bridge.app = Bottle()  # type: ignore[attr-defined]
+    app.mount("/old", bridge)
+    return "/old/items"
+
+
 def for_one_host(app: FastAPI) -> str:
     app.router.routes.append(Host("testserver", Router([Route("/host/{id}", text)])))
     return "/host/7"
@@ -316,6 +367,10 @@ ROUTES = {
     a_sub_application: "/sub/items/{id}",
     in_a_router_of_a_sub_application: "/sub/{tenant}/api/users/{id}",
     for_one_host: "/host/{id}",
+    in_a_mount_of_a_router: "/v1/sub/items/{id}",
+    in_itself: "/alias/own/{id}",
+    with_routes_of_another_framework: "/theirs/{path}",
+    behind_a_bridge_to_wsgi: "/old/{path}",
 }
 
 
@@ -335,13 +390,18 @@ def test_a_route_is_entered_under_its_whole_template(
     for _ in range(2):
         assert TestClient(app).get(path).status_code == 200
     template = ROUTES[declare]
+    assert eyes.total("opsguard_internal_errors_total") == 0.0
     assert [endpoint for endpoint, _ in entered] == [template] * 2
     assert eyes.endpoints() == [template] * 2
     assert eyes.total("http_requests_total", endpoint=template, status="200") == 2.0
     assert eyes.total("http_requests_in_progress") == 0.0
 
 
-@pytest.mark.parametrize("declare", ROUTES, ids=lambda declare: declare.__name__)
+@pytest.mark.parametrize(
+    "declare",
+    [declare for declare in ROUTES if declare is not in_itself],  # named as its route at first
+    ids=lambda declare: declare.__name__,
+)
 def test_a_route_added_while_serving_is_named_at_once_and_entered_from_the_second_request_on(
     declare: Callable[[FastAPI], str], eyes: Eyes, entered: list[Any]
 ) -> None:
@@ -401,6 +461,51 @@ def test_a_frontend_is_one_route_behind_the_others(eyes: Eyes, tmp_path: Path) -
     assert first == second != "<unmatched>"
     assert "app.js" not in first
     assert third == "/api"
+
+
+@pytest.mark.skipif(not hasattr(FastAPI, "frontend"), reason="needs FastAPI.frontend")
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_frontend_of_an_included_router_is_entered(
+    depth: int, eyes: Eyes, entered: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "app.js").write_text("1")
+    router = APIRouter()
+    router.frontend("/", directory=tmp_path / "dist")
+    for _ in range(depth - 1):
+        outer = APIRouter()
+        outer.include_router(router)
+        router = outer
+    app = FastAPI()
+    install(app, eyes.ops)
+    app.include_router(router, prefix="/ui")
+    client = TestClient(app)
+    for _ in range(2):
+        assert client.get("/ui/app.js").status_code == 200
+    assert len(entered) == 2
+    assert eyes.endpoints() == [entered[0][0]] * 2
+
+
+def test_a_method_that_a_middleware_changes_is_the_one_that_counts_for_the_route(
+    eyes: Eyes, entered: list[Any]
+) -> None:
+    """A HEAD that is served as a GET, say: what the router serves it must pass the route's hook."""
+
+    class HeadAsGet:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http" and scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}
+            await self.app(scope, receive, send)
+
+    app = FastAPI()
+    app.get("/a")(handler)
+    app.add_middleware(HeadAsGet)
+    install(app, eyes.ops)
+    assert TestClient(app).head("/a").status_code == 200
+    assert [endpoint for endpoint, _ in entered] == ["/a"]
 
 
 def test_the_documentation_has_routes_of_its_own(eyes: Eyes) -> None:
@@ -979,9 +1084,24 @@ def in_a_mount(app: FastAPI) -> None:
     app.mount("/who", below)
 
 
+def in_a_mount_of_an_included_router(app: FastAPI) -> None:
+    below, router = FastAPI(), APIRouter()
+    below.get("/")(of_tenant)
+    router.mount("/who", below)
+    app.include_router(router)
+
+
 @pytest.mark.parametrize(
     "declare",
-    [by_parameter, by_option, by_another_dependency, in_a_router, by_a_router, in_a_mount],
+    [
+        by_parameter,
+        by_option,
+        by_another_dependency,
+        in_a_router,
+        by_a_router,
+        in_a_mount,
+        in_a_mount_of_an_included_router,
+    ],
 )
 def test_whoever_asks_for_the_identity_switches_keys_on(
     declare: Callable[[FastAPI], None], tmp_path: Path
@@ -1069,6 +1189,51 @@ def test_a_refusal_raised_for_a_websocket_closes_it(eyes: Eyes) -> None:
     with pytest.raises(WebSocketDisconnect) as closed, TestClient(app).websocket_connect("/ws"):
         pass
     assert closed.value.code == 1008
+
+
+def test_a_refused_websocket_is_closed_and_answered_no_more(eyes: Eyes) -> None:
+    """A server takes an answer behind the close for an error of the app."""
+    app = FastAPI()
+    install(app, eyes.ops)
+    app.websocket("/ws")(refused_socket)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    scope = {
+        "type": "websocket",
+        "path": "/ws",
+        "headers": [],
+        "query_string": b"",
+        "root_path": "",
+    }
+    asyncio.run(app(scope, receive, send))
+    assert sent == ["websocket.close"]
+    assert eyes.total("http_errors_total") == 0.0
+
+
+def test_middleware_can_be_found_behind_the_edge(eyes: Eyes) -> None:
+    """FastAPI looks along `app` for the one of OpenTelemetry, and else traces by itself too."""
+
+    class Traced:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
+
+    app = FastAPI()
+    app.add_middleware(Traced)
+    install(app, eyes.ops)
+    TestClient(app).get("/")
+    layer: Any = app.middleware_stack
+    while layer is not None and not isinstance(layer, Traced):
+        layer = getattr(layer, "app", None)
+    assert layer is not None
 
 
 async def refused_socket(websocket: WebSocket) -> None:

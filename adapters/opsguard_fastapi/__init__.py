@@ -94,15 +94,16 @@ def _answer_refusals(app: Starlette) -> None:
     """Make a refusal that a handler's wrapper raised the answer, unless the user does."""
     handled = [kind for kind in app.exception_handlers if isinstance(kind, type)]
     if not any(issubclass(Refused, kind) and kind is not Exception for kind in handled):
-        app.add_exception_handler(Refused, _refused)
+        answer: Any = _refused  # for both kinds of connection
+        app.add_exception_handler(Refused, answer)
 
 
-async def _refused(connection: HTTPConnection, refusal: Exception) -> Response:
-    answer = refusal.response if isinstance(refusal, Refused) else None
-    if answer is None or isinstance(connection, WebSocket):
-        if isinstance(connection, WebSocket):
-            await connection.close(1008)  # "policy violation", RFC 6455
-        return Response(status_code=403)
+async def _refused(connection: HTTPConnection, refusal: Exception) -> Response | None:
+    assert isinstance(refusal, Refused)
+    if isinstance(connection, WebSocket):
+        await connection.close(1008)  # "policy violation", RFC 6455
+        return None
+    answer = refusal.response
     return Response(answer.body, answer.status, headers=dict(answer.headers))
 
 

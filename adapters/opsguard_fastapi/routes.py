@@ -27,41 +27,47 @@ __all__ = ["depends_on", "hook_routes", "late_label", "mounted", "served"]
 _PREFIX = "opsguard.prefix"
 """The scope's key of what the mounts passed so far stand for, such as ``/tenants/{tenant}``."""
 
-_DEEPEST = 32  # mounts in mounts; a router may contain itself
+_DEEPEST = 32  # mounts in mounts
+Above = tuple[object, ...]
+"""The routers on the way to one: an app may be mounted in itself."""
 Handle = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def hook_routes(app: Any) -> None:
+def hook_routes(app: Any, above: Above = ()) -> None:
     """Hook all routes below `app` that are not hooked yet."""
-    router = getattr(app, "router", app)
+    router = _router(app)
     for route in _routes(router):
-        if isinstance(route, Mount | Host):
-            _hook_mount(route)
-        else:
+        inner = _inner(route)
+        if inner is None:
             _hook_leaf(route)
+            continue
+        if isinstance(route, Mount):
+            _hook_mount(route)
+        if _router(inner) not in above:
+            hook_routes(inner, (*above, router))
 
 
-def served(app: Any, prefix: str = "", depth: int = 0) -> Iterator[Served]:
+def served(app: Any, prefix: str = "", above: Above = ()) -> Iterator[Served]:
     """The routes below `app`, with their whole templates. HEAD goes with GET."""
-    router = getattr(app, "router", app)
+    router = _router(app)
     for route, template in _templates(router):
         inner = _inner(route)
         if inner is not None:
-            if depth < _DEEPEST:
-                yield from served(inner, prefix + _prefix(route), depth + 1)
+            if _router(inner) not in above:
+                yield from served(inner, prefix + _prefix(route), (*above, router))
             continue
         handler = getattr(route, "endpoint", None) or getattr(route, "app", None)
         for method in _methods(route):
             yield Served(prefix + template, method, handler)
 
 
-def depends_on(app: Any, callables: Iterable[object], depth: int = 0) -> bool:
+def depends_on(app: Any, callables: Iterable[object], above: Above = ()) -> bool:
     """Whether any route below `app` has one of these among its dependencies, at whatever depth."""
-    wanted = list(callables)
-    router = getattr(app, "router", app)
+    wanted, router = list(callables), _router(app)
     for route in _contexts(router):
         inner = _inner(route)
-        if inner is not None and depth < _DEEPEST and depends_on(inner, wanted, depth + 1):
+        below = (*above, router)
+        if inner is not None and _router(inner) not in below and depends_on(inner, wanted, below):
             return True
         waiting = [getattr(route, "dependant", None)]
         while waiting:
@@ -85,15 +91,15 @@ def _contexts(router: Any) -> Iterable[Any]:
     ]
 
 
-def mounted(app: Any, depth: int = 0) -> Iterator[Starlette]:
+def mounted(app: Any, above: Above = ()) -> Iterator[Starlette]:
     """`app` and the apps mounted below it."""
     if isinstance(app, Starlette):
         yield app
-    if depth < _DEEPEST:
-        for route in getattr(app, "routes", ()):
-            inner = _inner(route)
-            if inner is not None:
-                yield from mounted(inner, depth + 1)
+    router = _router(app)
+    for route in _routes(router):
+        inner = _inner(route)
+        if inner is not None and _router(inner) not in (*above, router):
+            yield from mounted(inner, (*above, router))
 
 
 def _methods(route: Any) -> Iterable[str]:
@@ -157,18 +163,29 @@ def _templates(router: Any) -> Iterable[tuple[BaseRoute, str]]:
     """The routes of a router as they are called, with their templates below the last mount.
     Included ones are looked up by FastAPI, which copies the plain ones among them.
     """
-    routes = [*getattr(router, "routes", ()), *getattr(router, "_low_priority_routes", ())]
+    routes = list(getattr(router, "routes", ()))
     try:
         from fastapi.routing import APIRoute, iter_route_contexts
     except ImportError:  # Starlette alone, or a FastAPI that copies included routes itself
-        return [(route, _path_of(route)) for route in routes]
+        return [(route, _path_of(route)) for route in (*routes, *_last_asked(router))]
     found = []
-    for context in iter_route_contexts(routes):
+    for context in iter_route_contexts([*routes, *_last_asked(router)]):
         original = context.original_route
         chosen = original if isinstance(original, APIRoute) else context._effective_route
         route = chosen if isinstance(chosen, BaseRoute) else original
         found.append((route, _path_of(context if chosen is original else route)))
     return found
+
+
+def _last_asked(router: Any) -> Iterator[BaseRoute]:
+    """What FastAPI asks when no other route matches: the frontends of a router and, without their
+    prefix, of those that it includes.
+    """
+    yield from getattr(router, "_low_priority_routes", ())
+    for route in getattr(router, "routes", ()):
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from _last_asked(included)
 
 
 def _path_of(route: Any) -> str:
@@ -189,7 +206,8 @@ def _hook_leaf(route: BaseRoute) -> None:
             return handle(scope, receive, send)
         plain = _PREFIX not in scope and "fastapi" not in scope
         template = own if plain else _template(route, scope)
-        if methods and exchange.method not in methods and scope["type"] == "http":
+        # What the route looks at: a middleware may have made a GET of a HEAD.
+        if methods and scope["type"] == "http" and scope["method"] not in methods:
             exchange.name(template)
             return handle(scope, receive, send)  # it answers 405
         reply = exchange.enter(template, endpoint)
@@ -212,14 +230,9 @@ def _hook_leaf(route: BaseRoute) -> None:
     _set_handle(route, twin)
 
 
-def _hook_mount(mount: Mount | Host) -> None:
-    """A mounted app with routes passes the prefix on to them; any other is a route by itself."""
-    inner = _inner(mount)
-    if inner is None:
-        _hook_leaf(mount)
-        return
-    hook_routes(inner)
-    if _is_hooked(mount) or isinstance(mount, Host):
+def _hook_mount(mount: Mount) -> None:
+    """An app with routes is mounted there: what the mount stands for is passed on to them."""
+    if _is_hooked(mount):
         return
     handle: Handle = mount.handle
     prefix = _prefix(mount)
@@ -231,14 +244,27 @@ def _hook_mount(mount: Mount | Host) -> None:
     _set_handle(mount, hooked)
 
 
+def _router(app: Any) -> Any:
+    """The router of an app; a router may be mounted by itself."""
+    return getattr(app, "router", app)
+
+
 def _inner(route: Any) -> Any:
-    """The app with routes behind a mount or host, perhaps behind middleware; None if none is."""
+    """The app with routes behind a mount or host, perhaps behind middleware; None if none is: then
+    the mount is a route by itself.
+    """
     if not isinstance(route, Mount | Host):
         return None
     inner: Any = route.app
-    while not hasattr(inner, "routes") and hasattr(inner, "app"):
+    while not _has_routes(inner) and hasattr(inner, "app"):
         inner = inner.app
-    return inner if hasattr(inner, "routes") else None
+    return inner if _has_routes(inner) else None
+
+
+def _has_routes(app: Any) -> bool:
+    """Routes of Starlette, that is; an app of another framework may have some of its own."""
+    routes = getattr(app, "routes", None)
+    return isinstance(routes, list) and all(isinstance(route, BaseRoute) for route in routes)
 
 
 def _prefix(mount: Any) -> str:

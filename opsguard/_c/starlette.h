@@ -29,7 +29,8 @@ hook_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *key
     if (unusual == 0)
         unusual = PyDict_Contains(scope, names.fastapi);
     if (unusual == 0 && self->methods != Py_None) {
-        int allowed = PySet_Contains(self->methods, x->method);
+        PyObject *method = PyDict_GetItemWithError(scope, names.method);
+        int allowed = method != NULL ? PySet_Contains(self->methods, method) : PyErr_Occurred() ? -1 : 0;
         unusual = allowed < 0 ? -1 : !allowed;
     }
     if (unusual) {
