@@ -28,7 +28,7 @@
 static PyObject *zero, *nothing; /* 0 and () */
 static struct {
     PyObject *type, *http, *method, *path, *root_path, *client, *headers, *status, *body, *more_body;
-    PyObject *start, *body_kind, *pathsend, *throw, *close, *fastapi;
+    PyObject *start, *body_kind, *pathsend, *throw, *close, *fastapi, *http_version;
     PyObject *site_close, *site_enter, *site_open, *site_endpoint, *site_head;
     PyObject *authorization, *empty;
     PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
@@ -84,6 +84,7 @@ set_up(void)
         {&names.start, "http.response.start"}, {&names.body_kind, "http.response.body"},
         {&names.pathsend, "http.response.pathsend"},
         {&names.throw, "throw"}, {&names.close, "close"}, {&names.fastapi, "fastapi"},
+        {&names.http_version, "http_version"},
         {&names.site_close, "close"}, {&names.site_enter, "enter"},
         {&names.site_open, "open"}, {&names.site_endpoint, "endpoint"}, {&names.site_head, "head"},
         {&names.authorization, "authorization"}, {&names.empty, ""},

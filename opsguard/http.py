@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["METHODS", "Pending", "Response"]
+__all__ = ["METHODS", "Pending", "Response", "below"]
 
 METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
@@ -42,3 +42,12 @@ class Pending(Protocol):
     def run(self) -> Response | None: ...
 
     async def arun(self) -> Response | None: ...
+
+
+def below(path: str, root: str | None) -> str:
+    """The path as the router of an ASGI app sees it: without the ``root_path`` that the app is
+    mounted under, if that ends where a segment of the path does.
+    """
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path

@@ -20,6 +20,7 @@ from opsguard.context import current
 from opsguard.exceptions import DeclarationError
 from opsguard.exchange import Exchange
 from opsguard.forks import in_child
+from opsguard.http import below
 from opsguard.marks import Marks, marks_of
 
 if TYPE_CHECKING:
@@ -374,7 +375,7 @@ def _asked(request: object, method: str) -> _Asked | None:
         path = getattr(request, "path_info", None) or _decoded(raw.get("PATH_INFO", "/"))
         return _Asked(path, raw["REQUEST_METHOD"], client=raw.get("REMOTE_ADDR"))
     if "path" in raw:
-        path = raw["path"].removeprefix(raw.get("root_path", "")) or "/"
+        path = below(raw["path"], raw.get("root_path")) or "/"
         client = (raw.get("client") or (None,))[0]
         return _Asked(path, raw.get("method", "WEBSOCKET"), client=client)
     raise TypeError(f"a path or a request is needed, not {request!r}")

@@ -113,7 +113,9 @@ class Plan:
         plan, clock, set_current = self, self.clock, current.set
         proxies = self.settings.proxies
         resolve = self._resolve if proxies.trusted or proxies.hops else None
-        endpoints, edge, identify = self._endpoints, self._edge, self._identify
+        edge, identify = self._edge, self._identify
+        # A websocket is not answered by an endpoint of ours, so there it goes through all checks.
+        endpoints = {} if exchange_type.websocket else self._endpoints
 
         def open(
             method: str,
@@ -176,8 +178,6 @@ class Plan:
         ) -> list[tuple[T, T]]:
             if type(headers) is not list:
                 headers = list(headers)  # any iterable will do, and it is read twice
-            exchange.status = status
-            exchange.first_byte = clock()
             request_id = value(exchange.request_id)
             if correlation is None or not (always or exchange.correlated):
                 added = [*headers, (request, request_id)]
@@ -190,6 +190,8 @@ class Plan:
                 added = _without_ours(added, headers, fold, ours)
             if exchange.extra:
                 added += [(spell(name), value(text)) for name, text in exchange.extra]
+            exchange.status = status
+            exchange.first_byte = clock()
             return added
 
         return head
@@ -304,7 +306,7 @@ class Plan:
         except Exception as fault:
             self.failures.report("socket", fault)
 
-    def close_socket(self, exchange: Socket, error: BaseException | None) -> None:
+    def close_socket(self, exchange: Socket) -> None:
         """A websocket ended: its gauge, and one access line with status 101, 403 or 500."""
         if exchange.closed:
             return
@@ -319,8 +321,8 @@ class Plan:
                 self.admission.release(exchange)
             if self._http is not None and exchange.opened:
                 self._http.socket_closed(endpoint)
-            if self._http is not None and error is not None:
-                self._http.error(exchange.method, endpoint, type(error).__name__)
+            if self._http is not None and exchange.error is not None:
+                self._http.error(exchange.method, endpoint, type(exchange.error).__name__)
             if self._log is not None:
                 self._log.write(exchange)
         except Exception as fault:

@@ -23,6 +23,7 @@ import opsguard_asgi
 from opsguard import Exchange, OpsGuard, Response
 from opsguard.accelerator import speed
 from opsguard.context import current
+from opsguard.context import of_error as signature_of
 from opsguard.metrics.http import HttpMetrics
 from opsguard.testing import Request, call_asgi
 from opsguard_asgi import KEY, off_loop
@@ -228,6 +229,29 @@ def test_an_app_cancelled_after_its_last_byte_is_complete(tmp_path: Path) -> Non
     assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 5)
 
 
+@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize("end", [asyncio.CancelledError, ClientDisconnect])
+def test_who_leaves_after_the_last_byte_changes_nothing(
+    end: type[BaseException], status: int, tmp_path: Path
+) -> None:
+    """A server says so after each answer, and frameworks that listen end what waits for it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(start(status))
+        await send(body(b"whole"))
+        await receive()
+        raise end
+
+    guarded = Guarded(tmp_path, app)
+    wire = Wire(*upload(b"1"))
+    assert isinstance(guarded.run(wire, scope_of(headers=[(b"content-length", b"1")])), end)
+    assert guarded.line()["status_code"] == status
+    errors = {key: value for key, value in guarded.samples().items() if "errors_total" in key[0]}
+    assert sum(errors.values()) == (1.0 if status == 503 else 0.0)
+    assert guarded.total("http_errors_total", error_type="503") == (status == 503)
+
+
 def test_an_app_that_returns_without_an_answer_is_500(tmp_path: Path) -> None:
     guarded = Guarded(tmp_path, sending())
     wire = Wire()
@@ -297,6 +321,33 @@ def test_headers_in_any_form_keep_their_order_and_get_ours_behind(
     assert guarded.run(wire) is None
     names = [bytes(name) for name, _ in wire.sent[0]["headers"]]
     assert names == [b"x-a", b"x-b", b"x-request-id"]
+
+
+def test_names_of_headers_in_text_are_left_to_the_server(tmp_path: Path) -> None:
+    """ASGI asks for bytes; uvicorn with h11 takes text as well."""
+    ops = made(tmp_path, ids={"answer_correlation": "always"})
+    guarded = Guarded(tmp_path, sending(start(200, [("X-Request-ID", "mine")]), body()), ops=ops)
+    wire = Wire()
+    assert guarded.run(wire) is None
+    names = [name for name, _ in wire.sent[0]["headers"]]
+    assert names == ["X-Request-ID", b"x-correlation-id"]
+
+
+@pytest.mark.parametrize("headers", [7, [7]], ids=["number", "no pair"])
+def test_headers_that_are_none_begin_no_answer(headers: Any, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, sending(start(200, headers), body()))
+    wire = Wire()
+    assert isinstance(guarded.run(wire), TypeError | ValueError)
+    assert [message.get("status") for message in wire.sent] == [500, None]
+    assert guarded.line()["status_code"] == 500
+
+
+@pytest.mark.parametrize("said", [{}, {"path": "/a\0b"}, {"path": 1.5}, {"path": "/nothing"}])
+def test_a_file_that_is_none_is_for_the_server_to_refuse(said: Any, tmp_path: Path) -> None:
+    message = {"type": "http.response.pathsend", **said}
+    wire = Wire()
+    assert Guarded(tmp_path, sending(start(), message)).run(wire) is None
+    assert wire.sent[1] == message
 
 
 def test_an_answer_without_headers_gets_ours(tmp_path: Path) -> None:
@@ -440,6 +491,18 @@ def test_the_size_of_an_upload(headers: Any, counted: float, tmp_path: Path) -> 
     assert guarded.total("http_request_size_bytes_sum") == counted
 
 
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_an_upload_without_a_length_is_counted_where_none_is_needed(
+    version: str, tmp_path: Path
+) -> None:
+    """HTTP/2 has no Transfer-Encoding."""
+    guarded = Guarded(tmp_path, reading(2))
+    guarded.run(Wire(*upload(b"123", b"456")), scope_of(method="POST", http_version=version))
+    assert guarded.total("http_request_size_bytes_sum") == 6.0
+    guarded.run(Wire(*upload(b"123", b"4")[:1]), scope_of(method="POST", http_version=version))
+    assert [line["status_code"] for line in guarded.lines()] == [200, 499]
+
+
 def test_we_never_receive_ourselves(tmp_path: Path) -> None:
     guarded = Guarded(tmp_path, reading(0))
     wire = Wire(*upload(b"123"))
@@ -491,6 +554,29 @@ def test_a_scope_without_root_path_is_served(tmp_path: Path) -> None:
     guarded = Guarded(tmp_path, sending(start(), body()))
     assert guarded.run(Wire(), scope) is None
     assert guarded.line()["path"] == "/a"
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "routed"),
+    [
+        ("/api", "/api/items", "/items"),
+        ("/api", "/api", ""),
+        ("/api", "/api-admin/users", "/api-admin/users"),
+        ("/", "/metrics", "/metrics"),
+        ("/api", "/items", "/items"),
+    ],
+)
+def test_a_path_is_cut_where_a_segment_ends(
+    root: str, path: str, routed: str, tmp_path: Path
+) -> None:
+    """As Starlette's router has it: what it serves must not escape a pattern for that path."""
+    seen: list[str] = []
+    ops = made(tmp_path)
+    ops.at_edge(lambda exchange: seen.append(exchange.routed))
+    Guarded(tmp_path, sending(start(), body()), ops=ops).run(
+        Wire(), scope_of(path=path, root_path=root)
+    )
+    assert seen == [routed] if routed != "/metrics" else seen == []
 
 
 def test_the_exchange_is_in_the_scope_for_whoever_asks(tmp_path: Path) -> None:
@@ -772,6 +858,52 @@ def test_a_websocket_to_the_metrics_path_is_the_apps(tmp_path: Path) -> None:
     assert wire.sent[0]["type"] == "websocket.accept"
 
 
+@pytest.mark.parametrize("path", ["/ws", "/metrics"])
+def test_a_websocket_needs_the_key_that_is_required(path: str, tmp_path: Path) -> None:
+    """Also at the path of an endpoint of ours, which answers no websocket."""
+    keys = {"pepper": "p" * 32, "store": f"sqlite:///{tmp_path}/keys.db", "required": ["*"]}
+    guarded = Guarded(tmp_path, echo, ops=made(tmp_path, keys=keys))
+    wire = Wire(CONNECT)
+    assert guarded.run(wire, scope_of("websocket", path)) is None
+    assert wire.sent == [{"type": "websocket.close", "code": 1008}]
+
+
+@pytest.mark.parametrize("where", ["before the handshake", "when open"])
+def test_a_refusal_of_a_decorator_ends_a_websocket(where: str, tmp_path: Path) -> None:
+    keys = {"pepper": "p" * 32, "store": f"sqlite:///{tmp_path}/keys.db"}
+    ops = made(tmp_path, keys=keys)
+
+    @ops.require_key()
+    async def serve() -> None:
+        pytest.fail("it ran")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if where == "when open":
+            await send({"type": "websocket.accept"})
+        await serve()
+
+    guarded = Guarded(tmp_path, app, ops=ops)
+    wire = Wire(CONNECT)
+    assert guarded.run(wire, socket()) is None
+    assert wire.sent[-1] == {"type": "websocket.close", "code": 1008}
+    assert guarded.line()["status_code"] == (101 if where == "when open" else 403)
+    assert guarded.total("http_errors_total") == 0.0
+
+
+def test_an_exception_of_a_websocket_knows_its_request(tmp_path: Path) -> None:
+    """For the line that the server writes of it, when the context has ended."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise Boom
+
+    guarded = Guarded(tmp_path, app)
+    error = guarded.run(Wire(CONNECT), socket(headers=[(b"x-request-id", b"w-1")]))
+    assert error is not None
+    signature = signature_of(error)
+    assert signature is not None
+    assert signature.request_id == "w-1"
+
+
 def test_a_websocket_inside_of_an_edge_is_counted_once(tmp_path: Path) -> None:
     ops = made(tmp_path)
     guarded = Guarded(tmp_path, opsguard_asgi.install(echo, ops), ops=ops)
@@ -790,7 +922,7 @@ def test_only_the_first_route_of_a_websocket_and_its_first_end_count(tmp_path: P
 
     guarded = Guarded(tmp_path, app)
     guarded.run(Wire(CONNECT), socket())
-    seen[0].plan.close_socket(seen[0], Boom())
+    seen[0].plan.close_socket(seen[0])
     assert guarded.line()["endpoint"] == "/ws"
     assert guarded.total("websocket_connections_in_progress") == 0.0
     assert guarded.total("http_errors_total") == 0.0

@@ -84,7 +84,7 @@ def serve(
                     return send(message)
                 return _last(exchange, send, message)
             if kind == "http.response.pathsend":
-                exchange.sent += _size_of(message["path"])
+                exchange.sent += _size_of(message)
                 return _last(exchange, send, message)
             return send(message)
 
@@ -117,6 +117,7 @@ def serve(
         await app(scope, heard, respond)
 
     if port.door is None:
+        http.app = app  # type: ignore[attr-defined]  # as of any middleware, for whoever looks
         return http
     twin: ASGIApp = speed.Edge(
         app=app,
@@ -169,11 +170,13 @@ def alone(send: Send) -> bool:
     return isinstance(module, str) and module.startswith("uvicorn.protocols.http.")
 
 
-def _size_of(path: str) -> int:
-    """Bytes of the file that the server sends by itself."""
+def _size_of(message: Message) -> int:
+    """Bytes of the file that the server sends by itself; 0 for what is none, which is for the
+    server to say.
+    """
     try:
-        return Path(path).stat().st_size
-    except OSError:
+        return Path(message["path"]).stat().st_size
+    except (OSError, LookupError, TypeError, ValueError):
         return 0
 
 
@@ -195,11 +198,10 @@ async def _failed(exchange: Exchange, error: BaseException, send: Send, respond:
     if isinstance(error, Refused) and not exchange.status:
         await send_response(error.response, respond)
         return True
-    if isinstance(error, CancelledError) or type(error).__name__ in _DISCONNECTS:
-        exchange.left = not exchange.closed
-    elif exchange.status and not exchange.closed and _is_of(send, error):
+    gone = isinstance(error, CancelledError) or type(error).__name__ in _DISCONNECTS
+    if not exchange.ended and (gone or (exchange.status and _is_of(send, error))):
         exchange.left = True
-    if exchange.left:
+    if gone or exchange.left:  # after the last byte nobody waits for more, and there is none
         return False
     exchange.fail(error)
     if not exchange.status and isinstance(error, Exception):
@@ -231,7 +233,7 @@ def _observed(exchange: Exchange, receive: Receive) -> Receive:
     async def observe() -> Message:
         message = await receive()
         if message["type"] == "http.disconnect":
-            exchange.left = not exchange.closed
+            exchange.left = not exchange.ended
         elif counting:
             exchange.received += len(message.get("body", b""))
         return message

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from opsguard.exchange import Exchange, Socket
+from opsguard.http import below
 from opsguard.ports import Port, Protocol
 
 __all__ = [
@@ -69,7 +70,15 @@ _name_of = itemgetter(0)
 
 def _names(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
     # ASGI asks for names in lower case; Django's handler and many an app give their own.
-    return map(bytes.lower, map(_name_of, headers))
+    try:
+        return list(map(bytes.lower, map(_name_of, headers)))
+    except TypeError:
+        return [_folded(name) for name, _ in headers]
+
+
+def _folded(name: bytes | str) -> bytes:
+    """Some servers take names in text too, though ASGI asks for bytes."""
+    return name.lower() if isinstance(name, bytes) else _name(name)
 
 
 PROTOCOL: Protocol[bytes] = Protocol(
@@ -77,7 +86,7 @@ PROTOCOL: Protocol[bytes] = Protocol(
     incoming=_name,
     name=_name,
     value=str.encode,
-    fold=bytes.lower,
+    fold=_folded,
     names=_names,
 )
 SOCKET_PROTOCOL: Protocol[bytes] = replace(PROTOCOL, exchange=AsgiSocket)
@@ -89,13 +98,14 @@ def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     # Most requests have none of them: one look through all names in C, and no more.
     if not wanted.keys().isdisjoint(map(_name_of, scope["headers"])):
         headers = collect(wanted, scope["headers"])
-    path = routed = scope["path"]
-    root = scope.get("root_path")
-    if root and path.startswith(root):
-        routed = path[len(root) :]
+    path = scope["path"]
+    routed = below(path, scope.get("root_path"))
     client = scope.get("client")
     peer = client[0] or None if client else None
     exchange = port.open(method, path, routed, peer, headers, scope)
+    # HTTP/2 has no Transfer-Encoding: what names no length there may have a body all the same.
+    if not exchange.uploads and method != "GET":
+        exchange.uploads = str(scope.get("http_version", ""))[:1] >= "2"
     scope[KEY] = exchange
     return exchange
 

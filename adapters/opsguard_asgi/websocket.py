@@ -6,6 +6,7 @@ from asyncio import CancelledError
 from collections.abc import Awaitable
 
 from opsguard.context import current
+from opsguard.exceptions import Refused
 from opsguard.exchange import Socket
 from opsguard.ports import Port
 from opsguard_asgi.types import (
@@ -27,15 +28,17 @@ _DISCONNECTS = frozenset({"WebSocketDisconnect", "ClientDisconnected"})
 def websocket_of(
     app: ASGIApp, port: Port[bytes], endpoint: Label | None, label: Label | None
 ) -> ASGIApp:
-    """`app` for websocket scopes. A refusal of ours closes before the handshake: HTTP 403."""
+    """`app` for websocket scopes. A refusal of ours closes: HTTP 403 before the handshake."""
     named = endpoint or label
 
     async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Socket = open_exchange(port, "WEBSOCKET", scope)
-        exchange.opened = False
+        exchange.opened = closed = False
 
         def respond(message: Message) -> Awaitable[None]:
+            nonlocal closed
             kind = message["type"]
+            closed = closed or kind == "websocket.close"
             if kind == "websocket.send":
                 exchange.sent += len(message.get("bytes") or message.get("text") or b"")
                 return send(message)
@@ -45,7 +48,6 @@ def websocket_of(
                 exchange.name_by(named, scope)
             return send(_handshake(exchange, port, message))
 
-        error: BaseException | None = None
         try:
             if endpoint is not None:
                 exchange.enter_by(endpoint, scope)
@@ -53,21 +55,24 @@ def websocket_of(
                 await refuse_websocket(respond)
             else:
                 await app(scope, receive, respond)
-        except BaseException as raised:
-            if isinstance(raised, CancelledError) or type(raised).__name__ in _DISCONNECTS:
+        except BaseException as error:
+            if isinstance(error, Refused) and not closed:  # by a handler's wrapper
+                await refuse_websocket(respond)
+                return
+            if isinstance(error, CancelledError) or type(error).__name__ in _DISCONNECTS:
                 exchange.left = True
             else:
-                error = raised
+                exchange.fail(error)
             raise
         finally:
-            exchange.plan.close_socket(exchange, error)
+            exchange.plan.close_socket(exchange)
             current.set(None)
 
     return websocket
 
 
 async def refuse_websocket(send: Send) -> None:
-    """Close before the handshake: the server answers 403. 1008 is "policy violation", RFC 6455."""
+    """Close; before the handshake the server answers 403. 1008 is "policy violation", RFC 6455."""
     await send({"type": "websocket.close", "code": 1008})
 
 

@@ -175,7 +175,7 @@ wanted_headers(Edge *edge, Door *door, PyObject *pairs)
     return headers;
 }
 
-/* A path below `root`, as the app's router sees it; new reference. */
+/* As below of opsguard.http; new reference. */
 static PyObject *
 below(PyObject *path, PyObject *root)
 {
@@ -183,6 +183,8 @@ below(PyObject *path, PyObject *root)
         return Py_NewRef(path);
     Py_ssize_t length = PyUnicode_GET_LENGTH(root), all = PyUnicode_GET_LENGTH(path);
     Py_ssize_t there = PyUnicode_Tailmatch(path, root, 0, all, -1);
+    if (there > 0)
+        there = all == length || PyUnicode_READ_CHAR(path, length) == '/';
     return there < 0 ? NULL : there ? PyUnicode_Substring(path, length, all) : Py_NewRef(path);
 }
 
@@ -201,6 +203,19 @@ peer_of(PyObject *client)
     else if (there < 0)
         Py_CLEAR(peer);
     return peer;
+}
+
+/* Whether a request that names no length may have a body: HTTP/2 has no Transfer-Encoding. */
+static int
+unsaid_upload(PyObject *scope, PyObject *method)
+{
+    if (PyUnicode_Check(method) && PyUnicode_GET_LENGTH(method) == 3 && PyUnicode_READ_CHAR(method, 0) == 'G')
+        return 0;
+    PyObject *version = PyDict_GetItemWithError(scope, names.http_version);
+    if (version == NULL)
+        PyErr_Clear();
+    return version != NULL && PyUnicode_Check(version) && PyUnicode_GET_LENGTH(version)
+           && PyUnicode_READ_CHAR(version, 0) >= '2';
 }
 
 /* As open_exchange of opsguard_asgi.types, of a scope that is a dict; new reference. */
@@ -222,6 +237,8 @@ open_scope(Edge *edge, Door *door, PyObject *scope)
     if (!failed && (headers = wanted_headers(edge, door, found[HEADERS])) != NULL
         && (routed = below(found[PATH], found[ROOT])) != NULL && (peer = peer_of(found[CLIENT])) != NULL)
         x = open_exchange(door, found[METHOD], found[PATH], routed, peer, headers, scope);
+    if (x != NULL && !x->uploads && unsaid_upload(scope, found[METHOD]))
+        x->uploads = 1;
     if (x != NULL && PyDict_SetItem(scope, edge->key, (PyObject *)x) < 0)
         Py_CLEAR(x);
     Py_XDECREF(headers);
@@ -840,6 +857,11 @@ edge_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 
 COLLECTED(edge, Edge, port, sender)
 
+static PyMemberDef edge_members[] = {
+    {"app", T_OBJECT_EX, offsetof(Edge, app), READONLY, NULL},
+    {NULL},
+};
+
 static PyTypeObject EdgeType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "opsguard._speed.Edge",
     .tp_basicsize = sizeof(Edge),
@@ -850,4 +872,5 @@ static PyTypeObject EdgeType = {
     .tp_dealloc = (destructor)edge_dealloc,
     .tp_traverse = (traverseproc)edge_traverse,
     .tp_clear = (inquiry)edge_clear,
+    .tp_members = edge_members,
 };

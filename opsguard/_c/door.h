@@ -183,7 +183,7 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
         goto failed;
     Py_DECREF(token);
     PyObject *work = NULL;
-    if (core->served >> mark_of(routed) & 1) {
+    if (self->requests && core->served >> mark_of(routed) & 1) {
         work = PyDict_GetItemWithError(core->endpoints, routed);
         if (work == NULL && PyErr_Occurred())
             goto failed;
