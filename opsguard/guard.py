@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from opsguard.clock import elapsed, wall
 from opsguard.context import current
@@ -131,18 +131,25 @@ class OpsGuard:
 
         return exempt(handler)
 
+    @overload
+    def require_key(self, handler: F, /) -> F: ...
+    @overload
     def require_key(
-        self, *, tiers: Sequence[str] = (), scopes: Sequence[str] = ()
-    ) -> Callable[[F], F]:
+        self, /, *, tiers: Sequence[str] = (), scopes: Sequence[str] = ()
+    ) -> Callable[[F], F]: ...
+    def require_key(
+        self, handler: Any = None, /, *, tiers: Sequence[str] = (), scopes: Sequence[str] = ()
+    ) -> Any:
         """Only callers with an API key of one of `tiers` (none: any) and with all `scopes` may use
-        this handler or class: a decorator. Raises DeclarationError.
+        this handler or class: a decorator, with or without parentheses. Raises DeclarationError.
         """
         from opsguard.keys import require_key
 
         self.use_keys()
         require_key(tiers=tiers, scopes=scopes)  # what is wrong with it is said here
         # Each handler gets a requirement of its own, by which its route can be told.
-        return self._marking(lambda handler: require_key(tiers=tiers, scopes=scopes)(handler))
+        mark = self._marking(lambda handler: require_key(tiers=tiers, scopes=scopes)(handler))
+        return mark if handler is None else mark(handler)
 
     def use_keys(self) -> None:
         """Look at the API keys that requests come with, also where nothing else asks for them: for

@@ -753,9 +753,17 @@ def test_a_websocket_gets_ids_metrics_and_one_line(tmp_path: Path) -> None:
     assert (line["size"], line["request_id"]) == (5, "w-1")
 
 
+def test_a_text_counts_in_the_bytes_that_go_out(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, echo)
+    guarded.run(Wire(CONNECT, text("hé"), {"type": "websocket.disconnect"}), socket())
+    assert guarded.line()["size"] == len("hé".encode()) + len(b"12")
+
+
 def test_a_websocket_without_a_route_is_unmatched(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, echo, endpoint=lambda scope: None)
+    asked: list[str] = []
+    guarded = Guarded(tmp_path, echo, endpoint=lambda scope: asked.append(scope["path"]))
     guarded.run(Wire(CONNECT), socket())
+    assert asked == ["/ws"]
     assert guarded.total("websocket_connections_total", endpoint="<unmatched>") == 1.0
 
 

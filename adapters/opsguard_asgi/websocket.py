@@ -29,7 +29,6 @@ def websocket_of(
     app: ASGIApp, port: Port[bytes], endpoint: Label | None, label: Label | None
 ) -> ASGIApp:
     """`app` for websocket scopes. A refusal of ours closes: HTTP 403 before the handshake."""
-    named = endpoint or label
 
     async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Socket = open_exchange(port, "WEBSOCKET", scope)
@@ -40,18 +39,18 @@ def websocket_of(
             kind = message["type"]
             closed = closed or kind == "websocket.close"
             if kind == "websocket.send":
-                exchange.sent += len(message.get("bytes") or message.get("text") or b"")
+                exchange.sent += _size_of(message)
                 return send(message)
             if exchange.status:
                 return send(message)
-            if named is not None and exchange.endpoint is None:
-                exchange.name_by(named, scope)
+            if label is not None and exchange.endpoint is None:
+                exchange.name_by(label, scope)
             return send(_handshake(exchange, port, message))
 
         try:
             if endpoint is not None:
                 exchange.enter_by(endpoint, scope)
-            if await exchange.atold(endpoint, scope) is not None:
+            if exchange.reply is not None and await exchange.atold(endpoint, scope) is not None:
                 await refuse_websocket(respond)
             else:
                 await app(scope, receive, respond)
@@ -69,6 +68,13 @@ def websocket_of(
             current.set(None)
 
     return websocket
+
+
+def _size_of(message: Message) -> int:
+    """Bytes of a message's content; text goes out in UTF-8."""
+    data = message.get("bytes")
+    text: str = message.get("text") or ""
+    return len(text.encode("utf-8", "replace")) if data is None else len(data)
 
 
 async def refuse_websocket(send: Send) -> None:

@@ -72,7 +72,7 @@ class Desk:
             "/slot/boom": slot(),
             "/slot/stream": slot(),
             "/slot/endless": slot(),
-            "/keyed": ops.require_key(),
+            "/keyed": ops.require_key,
             "/pro": ops.require_key(tiers=("pro", "enterprise")),
             "/scoped": ops.require_key(scopes=("write",)),
             "/keyed-slot": lambda handler: slot()(ops.require_key(tiers=("pro",))(handler)),
