@@ -31,13 +31,12 @@ __all__ = ["Plan"]
 
 X = TypeVar("X", bound=Exchange)
 
-PROBES = frozenset(
-    {
-        *("/health", "/health/live", "/health/ready", "/health/startup", "/health/detailed"),
-        *("/healthz", "/livez", "/readyz"),
-    }
+_PROBES = (
+    *("/health", "/health/live", "/health/ready", "/health/startup", "/health/detailed"),
+    *("/healthz", "/livez", "/readyz"),
 )
-"""Endpoints whose good answers are not worth a log line."""
+PROBES = frozenset((*_PROBES, *(f"{path}/" for path in _PROBES)))
+"""Endpoints whose good answers are not worth a log line; Django's end with a slash."""
 
 CLIENT_LEFT = 499
 _FORWARDED = "x-forwarded-for"

@@ -634,7 +634,7 @@ def test_health_probes_are_muted_unless_they_fail(protocol: str, tmp_path: Path)
         return b""
 
     host = Host(protocol, declared(tmp_path), handler)
-    for path in ("/health/ready", "/healthz", "/livez", "/healthz-admin"):
+    for path in ("/health/ready", "/health/", "/healthz", "/livez", "/healthz-admin"):
         host.get(path)
     assert [line["path"] for line in access(tmp_path, host.ops)] == ["/livez", "/healthz-admin"]
 
