@@ -192,6 +192,20 @@ def test_an_exemplar_from_before_is_kept(world: World) -> None:
     assert '# {trace_id="early"} 1.0' in world.page(OPENMETRICS)
 
 
+def test_an_exemplar_with_a_name_that_openmetrics_does_not_know_is_left_out(world: World) -> None:
+    """prometheus_client takes any name, so it raises nothing; one on the page would cost it all."""
+    orders = Counter("orders", "", registry=world.users)
+    orders.inc(1, exemplar={"trace-id": "early"})
+    world.adopt()
+    orders.inc(1, exemplar={"trace-id": "later"})
+    prices = Histogram("price", "", buckets=(1, 10), registry=world.users)
+    prices.observe(7, exemplar={"a.b": "def", "trace_id": "abc"})
+    families = {family.name: family for family in openmetrics(world.page(OPENMETRICS))}
+    assert [(s.value, s.exemplar) for s in families["orders"].samples] == [(2.0, None)]
+    assert [s.exemplar for s in families["price"].samples] == [None] * 5
+    assert world.failed.seen == []
+
+
 def test_created_is_not_shown(world: World) -> None:
     """Ours have no `_created`; so neither have metrics that we expose, whatever is switched."""
     prometheus_client.enable_created_metrics()

@@ -12,6 +12,7 @@ from typing import Any
 import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text
 
 from opsguard.metrics import Metrics
@@ -379,6 +380,34 @@ def test_an_exemplar_of_more_than_128_characters_is_an_error(make: Callable[[], 
         counter.inc(1, {"a": "x" * 128})
     with pytest.raises(ValueError, match="128"):
         histogram.observe(1, {"a": "x" * 128})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("trace-id", id="a dash"),
+        pytest.param("", id="empty"),
+        pytest.param("1st", id="a digit in front"),
+        pytest.param("__name__", id="reserved"),
+        pytest.param("spür", id="not ASCII"),
+        pytest.param('a="b"} 1.0\nforged_total 99\n# ', id="lines of its own"),
+    ],
+)
+def test_an_exemplar_with_a_label_name_that_is_none_is_an_error_and_not_on_the_page(
+    name: str,
+) -> None:
+    """The event is counted all the same, and the page stays one that the strict reader reads."""
+    ours = Ours()
+    counter, histogram = ours.counter(), ours.histogram()
+    with pytest.raises(ValueError, match="label name"):
+        counter.inc(2, {name: "x"})
+    with pytest.raises(ValueError, match="label name"):
+        histogram.observe(1, {"trace_id": "a", name: "x"})
+    page = "".join([block for _, block in ours.metrics.expose(True)]) + "# EOF\n"
+    found = {sample.name: sample for family in openmetrics(page) for sample in family.samples}
+    assert (found["c_total"].value, found["h_count"].value) == (2.0, 1.0)
+    assert "forged_total" not in found
+    assert "} 1.0 " not in page  # no exemplar
 
 
 @BOTH

@@ -11,6 +11,7 @@ Under the GIL an addition to a cell is one step (see `store`), so `inc` takes no
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.samples import Exemplar
@@ -54,7 +55,10 @@ class _Taken(Plain):
     def set_exemplar(self, exemplar: Exemplar) -> None:
         super().set_exemplar(exemplar)
         when = float(exemplar.timestamp or 0.0)
-        self._family.keep_exemplar(self._values, self._place, exemplar.labels, exemplar.value, when)
+        with suppress(ValueError):  # prometheus_client takes any name; the page does not
+            self._family.keep_exemplar(
+                self._values, self._place, exemplar.labels, exemplar.value, when
+            )
 
 
 class Cell(_Taken):

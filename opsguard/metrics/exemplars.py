@@ -20,14 +20,32 @@ from opsguard.metrics.text import Exemplar, clean
 if TYPE_CHECKING:
     from opsguard.metrics.store import Store
 
-__all__ = ["LONGEST", "ExemplarTable", "pack_exemplars", "read_exemplars"]
+__all__ = ["ExemplarTable", "check_exemplar", "pack_exemplars", "read_exemplars"]
 
 PLACES, WIDTH = 128, 96
-LONGEST = 128
+_LONGEST = 128
 """Characters of all names and values, OpenMetrics 1.0."""
 _SUM = struct.Struct("=Q")
 _HEAD = struct.Struct("=dddQ")
 _ROOM = 8 * WIDTH - _SUM.size - _HEAD.size
+
+
+def check_exemplar(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels of an exemplar as the page may have them: the values cleaned.
+
+    Raises ValueError for what no value can be cleaned of, and what would cost the whole page: a
+    name that is none, and more characters than OpenMetrics 1.0 allows.
+    """
+    texts = {name: clean(text) for name, text in labels.items()}
+    for name in texts:
+        if not LABEL.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is not a label name for an exemplar: letters, digits and _ only"
+            )
+    size = sum([len(name) + len(text) for name, text in texts.items()])
+    if size > _LONGEST:
+        raise ValueError(f"an exemplar has at most {_LONGEST} characters, not {size}")
+    return texts
 
 
 class ExemplarTable:
@@ -93,10 +111,6 @@ def read_exemplars(data: bytes, first: int, count: int) -> Iterator[tuple[int, E
 def _labels(text: bytes) -> Mapping[str, str] | None:
     try:
         found = json.loads(text)
+        return check_exemplar(found) if isinstance(found, dict) else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict):
-        return None
-    labels = {name: clean(value) for name, value in found.items() if LABEL.fullmatch(name)}
-    size = sum([len(name) + len(value) for name, value in labels.items()])
-    return labels if len(labels) == len(found) and size <= LONGEST else None

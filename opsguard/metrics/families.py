@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 
 from opsguard.metrics import text
 from opsguard.metrics.definitions import Definition
+from opsguard.metrics.exemplars import check_exemplar
 from opsguard.metrics.merge import OVERFLOW, Merged
 from opsguard.metrics.store import Store, StoreFull
 from opsguard.metrics.text import Exemplar, Numbers, clean, cleaned
@@ -140,11 +141,13 @@ class Family:
     ) -> None:
         """Remember the last exemplar of a cell. Only a series of its own has one, so that they are
         as bounded as the series.
+
+        Raises ValueError for labels that no exemplar may have, see `check_exemplar`.
         """
+        texts = check_exemplar(labels)
         values = cleaned(values)
         at = self._series.get(values)
         if at is not None:
-            texts = {name: clean(text) for name, text in labels.items()}
             kept = self.exemplars[values, place] = Exemplar(texts, value, now)
             self.store.keep_exemplar(at + place, kept)
 

@@ -18,7 +18,6 @@ from opsguard.accelerator import limits
 from opsguard.clock import Clock, elapsed, wall
 from opsguard.exceptions import DeclarationError
 from opsguard.metrics.definitions import LABEL, MODES, MOST_BUCKETS, NAME
-from opsguard.metrics.exemplars import LONGEST
 from opsguard.metrics.families import Family, clean
 
 __all__ = ["Counter", "Gauge", "Histogram"]
@@ -43,9 +42,6 @@ class _Series:
         self._at = family.at(values)
 
     def _keep_exemplar(self, place: int, value: float, exemplar: Mapping[str, str]) -> None:
-        size = sum([len(name) + len(text) for name, text in exemplar.items()])
-        if size > LONGEST:
-            raise ValueError(f"an exemplar has at most {LONGEST} characters, not {size}")
         self._family.keep_exemplar(self._values, place, exemplar, value, wall())
 
 
@@ -55,7 +51,10 @@ class CounterSeries(_Series):
     __slots__ = ()
 
     def inc(self, amount: float = 1.0, exemplar: Mapping[str, str] | None = None) -> None:
-        """Add `amount`, at least 0. Raises ValueError for a negative amount or NaN."""
+        """Add `amount`, at least 0. Raises ValueError for a negative amount or NaN; and, after it
+        has added, for an exemplar that OpenMetrics does not allow: a label's name is letters,
+        digits and _, all names and values together are at most 128 characters.
+        """
         amount = float(amount)
         if not amount >= 0.0:
             raise ValueError("a counter only grows: the amount must be at least 0")
@@ -140,6 +139,9 @@ class HistogramSeries(_Series):
         self._total = self._at + len(family.buckets) + 1
 
     def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count `amount` in its bucket. Raises ValueError for an exemplar as `CounterSeries.inc`
+        does, after it has counted.
+        """
         amount = float(amount)
         place = bisect_left(self._bounds, amount) if amount == amount else len(self._bounds)
         at, store = self._at + place, self._store
