@@ -14,6 +14,7 @@ import threading
 import time
 from ast import literal_eval
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -638,6 +639,76 @@ def test_a_worker_whose_file_was_deleted_says_so_and_tells_of_itself(
     assert [one.faults for one in (first, second)] == [["metrics file of a worker"]] * 2
     assert first.metrics.workers() == [(0, os.getpid())]
     assert late.faults == []
+
+
+# --- a shortage
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """A block in which this process cannot open anything."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["read before", "never read"])
+def test_without_a_file_descriptor_counters_are_not_told_rather_than_too_low(
+    known: bool, crew: Crew
+) -> None:
+    """To Prometheus a gap; a part of the sum would be a restart, and then a burst."""
+    first, second, dead = crew(), crew(), crew()
+    first.count(1, "a")
+    second.count(10, "a")
+    dead.count(100, "a")
+    dead.die()
+    if known:
+        assert first.jobs() == 111.0
+    with no_descriptors():
+        assert first.page() == ""
+        assert list(first.metrics.collect()) == []
+    assert first.faults[-1] == "collector:workers"
+    assert first.jobs() == 111.0
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("what", ["worker-", "retired", "the folder"])
+def test_what_cannot_be_opened_for_a_moment_is_a_gap(
+    what: str, number: int, tmp_path: Path, crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, dead = crew(), crew(), crew()
+    first.count(1, "a")
+    second.count(10, "a")
+    dead.count(100, "a")
+    dead.die()
+    assert first.jobs() == 111.0
+    real: dict[str, Callable[..., Any]] = {"open": os.open, "iterdir": Path.iterdir}
+
+    def short(way: str, path: Any, *args: Any, **named: Any) -> Any:
+        target = Path(path)
+        if target == tmp_path if what == "the folder" else target.name.startswith(what):
+            raise OSError(number, "too little of something")
+        return real[way](path, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", partial(short, "open"))
+        patch.setattr(Path, "iterdir", lambda path: short("iterdir", path))
+        assert first.jobs() is None
+    assert first.jobs() == 111.0
+
+
+def test_a_worker_that_cannot_look_whether_it_is_alone_tells_nothing(crew: Crew) -> None:
+    first = crew()
+    first.count(1, "a")
+    with no_descriptors():
+        assert first.jobs() is None
+        first.count(1, "a")
+    assert first.jobs() == 2.0
 
 
 # --- processes

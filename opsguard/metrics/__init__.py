@@ -213,7 +213,8 @@ class Metrics:
 
     def expose(self, openmetrics: bool) -> Iterator[tuple[str, str]]:
         """(family name, finished text) of every family that has a series. A family that fails (a
-        gauge's function raised) is left out and counted.
+        gauge's function raised) is left out and counted; so are all while the other workers cannot
+        be read, as a part of the sums would be wrong.
         """
         return self._each(
             lambda family, merged: family.expose(openmetrics, merged),
@@ -221,7 +222,9 @@ class Metrics:
         )
 
     def collect(self) -> Iterable[Metric]:
-        """The families as prometheus_client knows them; without those that are lent."""
+        """The families as prometheus_client knows them, those that `expose` has; without those that
+        are lent.
+        """
         return list(
             self._each(
                 lambda family, merged: family.collect(merged),
@@ -243,7 +246,11 @@ class Metrics:
         for family in families.values():
             if not family.labels:  # there from the start, with 0
                 self._guarded(family.name, family.at, ())
-        merged = self._guarded("workers", self._gathering.merged)
+        try:
+            merged = self._gathering.merged()
+        except Exception as error:  # no number is a gap; our own alone would be a fall
+            self._failed("collector:workers", error)
+            return
         for family in families.values():
             if family.name in without:
                 continue

@@ -3,6 +3,10 @@
 A reading is consistent without a lock: the retired file is read first, then every file that it does
 not contain; if another retired file is there by then, again. Nobody ever waits for another process,
 stopped or not.
+
+A reading is whole, or there is none. Without a file that cannot be opened at the moment, counters
+would fall: to Prometheus a restart, and when it is back a burst of events that never were. With
+what was read of it last they would fall as well, if another worker has answered since.
 """
 
 from __future__ import annotations
@@ -16,7 +20,15 @@ from opsguard.clock import Clock, wall
 from opsguard.forks import in_child
 from opsguard.metrics.merge import Merge, Merged
 from opsguard.metrics.retired import RETIRED, Death, fold, generation, read_retired
-from opsguard.metrics.sources import Index, Source, Unreadable, is_held, open_regular, read_whole
+from opsguard.metrics.sources import (
+    Index,
+    Source,
+    Unreadable,
+    is_held,
+    is_shortage,
+    open_regular,
+    read_whole,
+)
 from opsguard.metrics.store import WORKER, Store
 
 __all__ = ["Gathering"]
@@ -68,6 +80,8 @@ class Gathering:
     def merged(self) -> Merged | None:
         """The numbers of all workers; None if this one is alone and nobody was before it, or if its
         file was deleted: who has no part in the sums of the others tells of itself.
+
+        Raises OSError if there are others who cannot be read now, as no file descriptor is left.
         """
         path = self._store.path
         if path is None:
@@ -77,7 +91,7 @@ class Gathering:
                 if self._store.is_removed():
                     raise FileNotFoundError(_REMOVED.format(path))
                 sources = self._sources(path)
-            except OSError as error:
+            except FileNotFoundError as error:
                 self._complain(path.parent.name, error)
                 self._living = []
                 return None
@@ -130,15 +144,18 @@ class Gathering:
         except Unreadable as error:
             self._complain(RETIRED, error)
             self._retired = None
-        except OSError as error:  # no file descriptor is left, say: what was read last still holds
-            self._complain(RETIRED, error)
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            self._complain(RETIRED, error)  # what was read last still holds
         return self._retired
 
     def _read_all(self, mine: Path, contained: frozenset[str]) -> tuple[list[Source], bool]:
         """What is read beside the retired file, and whether a file that it contains is left."""
         own = Source.of(mine.name, self._store.read(), self._known.get(mine.name), alive=True)
         sources, manager = [own], self._manager()
-        names = {path.name for path in mine.parent.glob(f"{WORKER}*")}
+        # Not by glob, which finds nothing where the folder cannot be read.
+        names = {path.name for path in mine.parent.iterdir() if path.name.startswith(WORKER)}
         for name in sorted(names - contained - {mine.name}):
             found = self._read(mine.parent / name)
             if found is not None:
@@ -160,6 +177,8 @@ class Gathering:
         except FileNotFoundError:
             return None  # it was folded meanwhile
         except OSError as error:
+            if is_shortage(error):
+                raise
             self._complain(path.name, error)
             return None
 

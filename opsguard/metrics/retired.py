@@ -39,7 +39,14 @@ from opsguard.metrics.layout import (
     read_header,
 )
 from opsguard.metrics.merge import OVERFLOW
-from opsguard.metrics.sources import Source, Unreadable, is_held, open_regular, read_whole
+from opsguard.metrics.sources import (
+    Source,
+    Unreadable,
+    is_held,
+    is_shortage,
+    open_regular,
+    read_whole,
+)
 from opsguard.metrics.store import NEW, WORKER
 from opsguard.metrics.text import Exemplar
 
@@ -76,10 +83,14 @@ class Death:
 
 
 def generation(directory: Path) -> int:
-    """Which retired file is there: 0 for none that can be read."""
+    """Which retired file is there: 0 for none, and for what is none. Raises OSError for a shortage,
+    in which nobody can tell.
+    """
     try:
         file = open_regular(directory / RETIRED)
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return 0
     try:
         header = read_header(os.pread(file, HEADER_SIZE, 0))

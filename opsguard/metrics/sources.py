@@ -7,6 +7,7 @@ once is kept, and the next reading parses only what is new.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -31,7 +32,16 @@ from opsguard.metrics.layout import (
 )
 from opsguard.metrics.text import Exemplar, cleaned
 
-__all__ = ["Index", "Series", "Source", "Unreadable", "is_held", "open_regular", "read_whole"]
+__all__ = [
+    "Index",
+    "Series",
+    "Source",
+    "Unreadable",
+    "is_held",
+    "is_shortage",
+    "open_regular",
+    "read_whole",
+]
 
 _MOST = 64 << 20  # bytes of a file that are read
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -40,6 +50,13 @@ _FLAGS |= getattr(os, "O_CLOEXEC", 0)
 
 class Unreadable(OSError):
     """What is there is no file of ours."""
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether the process or the machine is out of descriptors or memory: nothing is wrong with the
+    file, and it can be read another time.
+    """
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Series(NamedTuple):
