@@ -16,7 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text
 
 from opsguard.metrics import Metrics
-from opsguard.metrics.instruments import Timer
+from opsguard.metrics.families import Family
+from opsguard.metrics.instruments import CounterSeries, Timer
 from opsguard.metrics.store import Store
 from opsguard.testing import ManualClock
 
@@ -237,6 +238,90 @@ def test_a_series_held_on_to_is_harmless_after_its_removal() -> None:
     held.set(9)
     gauge.labels("x").inc()
     assert ours.samples() == {("g", (("a", "x"),)): 1.0}
+
+
+@pytest.mark.parametrize(
+    "take_out",
+    [
+        pytest.param(lambda counter: counter.clear(), id="clear"),
+        pytest.param(lambda counter: counter.remove("x"), id="remove"),
+    ],
+)
+def test_a_series_that_is_taken_out_while_it_is_made_is_not_kept(
+    take_out: Callable[[Any], None],
+) -> None:
+    """Who has it counts for nobody; who asks for it later gets one that is on the page."""
+    ours = Ours()
+    counter = ours.counter("a")
+
+    class Interrupted(CounterSeries):
+        """Another thread has its turn between the making of a series and its being remembered."""
+
+        __slots__ = ()
+
+        def __init__(self, family: Family, values: tuple[str, ...]) -> None:
+            super().__init__(family, values)
+            other = threading.Thread(target=take_out, args=(counter,))
+            other.start()
+            other.join()
+
+    counter._series_type = Interrupted
+    counter.labels("x").inc()
+    assert ours.samples() == {}
+    counter._series_type = CounterSeries
+    counter.labels("x").inc()
+    counter.labels("x").inc()
+    assert ours.samples() == {("c_total", (("a", "x"),)): 2.0}
+
+
+def test_a_series_that_is_made_while_another_is_removed_disturbs_nobody() -> None:
+    ours = Ours()
+    counter = ours.counter("a")
+
+    class Interrupted(tuple[str, ...]):
+        """Another thread makes a series while this one is looked at."""
+
+        def __ne__(self, other: object) -> bool:
+            counter.labels("y").inc()
+            return tuple.__ne__(self, other)
+
+    counter.labels("x")._values = Interrupted("x")
+    counter.labels("z").inc()
+    counter.remove("x")
+    counter.labels("y").inc()
+    assert ours.samples() == {("c_total", (("a", "y"),)): 2.0, ("c_total", (("a", "z"),)): 1.0}
+
+
+@pytest.mark.usefixtures("eager_switching")
+@pytest.mark.parametrize("gil", [None, False], ids=["as this interpreter is", "with the lock"])
+def test_series_are_made_removed_and_cleared_in_threads(gil: bool | None) -> None:
+    """Nothing raises, and whatever is asked for afterwards is on the page."""
+    ours = Ours(gil)
+    counter = ours.counter("a")
+    barrier, faults = threading.Barrier(6), []
+
+    def work(step: Callable[[str], object]) -> None:
+        barrier.wait()
+        try:
+            for number in range(600):
+                step(str(number % 40))
+        except Exception as error:
+            faults.append(error)
+
+    steps: list[Callable[[str], object]] = [
+        *[lambda value: counter.labels(value).inc()] * 3,
+        *[counter.remove] * 2,
+        lambda value: counter.clear() if value == "7" else None,
+    ]
+    threads = [threading.Thread(target=work, args=(step,)) for step in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    for number in range(40):
+        counter.labels(number).inc()
+    assert {dict(labels)["a"] for _, labels in ours.samples()} == set(map(str, range(40)))
 
 
 @BOTH

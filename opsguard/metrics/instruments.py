@@ -195,7 +195,7 @@ class _Instrument(Generic[S]):
 
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._made = {}
+        self._made = {}  # read without a lock; what is taken out leaves by a new dict
 
     @property
     def shape(self) -> tuple[tuple[str, ...], tuple[float, ...], str]:
@@ -214,15 +214,20 @@ class _Instrument(Generic[S]):
         return self._make(key) if found is None else found
 
     def remove(self, *values: object) -> None:
-        """Forget one series. Raises nothing if it never was."""
+        """Forget one series. Raises nothing if it never was. Thread-safe: who has the series
+        already counts for nobody, who asks for it again gets one from zero.
+        """
         texts = tuple([clean(value) for value in values])
-        self._family.forget(texts)
-        self._made = {k: v for k, v in self._made.items() if v._values != texts}
+        with self._family.store.lock:  # one at a time, else one puts back what another took out
+            self._family.forget(texts)
+            made = self._made.copy()  # other threads add to it
+            self._made = {key: one for key, one in made.items() if one._values != texts}
 
     def clear(self) -> None:
-        """Forget all series."""
-        self._family.forget_all()
-        self._made = {}
+        """Forget all series. Thread-safe, as `remove` is."""
+        with self._family.store.lock:
+            self._family.forget_all()
+            self._made = {}
 
     def _ordered(self, values: tuple[object, ...], named: dict[str, object]) -> tuple[object, ...]:
         names = self._family.labels
@@ -235,9 +240,11 @@ class _Instrument(Generic[S]):
             raise ValueError(
                 f"{self._family.name} has the labels {self._family.labels}, got {len(key)} values"
             )
+        # Remembered with those it was made beside: a `clear` in between has left them all behind.
+        made = self._made
         series = self._series_type(self._family, tuple([clean(value) for value in key]))
-        if len(self._made) < self._family.limit:
-            self._made[key] = series
+        if len(made) < self._family.limit:
+            made[key] = series
         return series
 
     @property
