@@ -11,7 +11,7 @@ A decorator has one for each route. Policies with the same `scope` and rate shar
 
 Spelling. Paths are matched under every form that a router may give them (see
 :mod:`opsguard.patterns`); one in an odd spelling is charged by the policies of all its forms, and
-never exempt.
+never exempt. Methods are matched in upper case, as Flask and Django serve them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from opsguard.clock import Clock
 from opsguard.clock import wall as wall_clock
+from opsguard.http import METHODS
 from opsguard.limiter.buckets import Ask
 from opsguard.limiter.rules import Count, Maker, Report, Rule
 from opsguard.limiter.stages import Decision, Stage
@@ -75,9 +76,10 @@ class Limiter:
         self._maker = Maker(options, store_name, store.strategies, count, report)
         paths = [self._path(name, policy) for name, policy in options.policies.items()]
         self.paths: tuple[_Path, ...] = tuple(paths)
-        methods = sorted({method for path in paths for method in path.policy.methods})
+        methods = {method for path in paths for method in path.policy.methods}
         self._others = _Finder(self, [path for path in paths if not path.policy.methods])
-        self._by_method = {method: _Finder(self, _for(paths, method)) for method in methods}
+        self._by_method = dict.fromkeys(METHODS, self._others)  # so that only odd ones are missed
+        self._by_method |= {method: _Finder(self, _for(paths, method)) for method in methods}
         self._plain, self._each = not methods, self._others.each
         self._exempting = any(path.stage is None for path in paths)
         self._tiers = {
@@ -179,9 +181,8 @@ class Limiter:
 
     def edge_stage(self, ask: Ask, spared: bool = False) -> Stage | None:
         """What applies at the edge."""
-        method = ask.method
-        finder = self._by_method.get(method, self._others) if self._by_method else self._others
-        if method == "OPTIONS" and is_preflight(ask):
+        finder = self._others if self._plain else self._finder(ask.method)
+        if ask.method == "OPTIONS" and is_preflight(ask):
             return None
         if spared:
             return finder.exactly(ask.routed)
@@ -208,7 +209,7 @@ class Limiter:
 
     def exempts(self, path: str, method: str = "GET") -> bool:
         """Whether the settings take this path, as it is spelled, out of path limits and default."""
-        return self._by_method.get(method, self._others).exempts(path)
+        return self._finder(method).exempts(path)
 
     def rules(self) -> tuple[Rule, ...]:
         """Every rule in force; those of decorators once their routes are known to it."""
@@ -230,6 +231,13 @@ class Limiter:
     def combined(self, rules: Sequence[Rule]) -> Stage:
         """A stage that decides these together."""
         return Stage(rules, self.store, error=self.options.error, wall=self._wall)
+
+    def _finder(self, method: str) -> _Finder:
+        """The path policies that count for a method, however its letters are sent: Flask and Django
+        serve `post` as POST.
+        """
+        found = self._by_method.get(method)
+        return found or self._by_method.get(method.upper(), self._others)
 
     def _path(self, pattern: str, policy: Policy) -> _Path:
         if policy.exempt:

@@ -95,6 +95,20 @@ def test_a_policy_may_be_for_some_methods(adapter: str, tmp_path: Path) -> None:
     assert gate.statuses("/chat", 2, "POST") == [200, 429]
 
 
+@EVERYWHERE
+@pytest.mark.parametrize("method", ["post", "Post"])
+def test_small_letters_do_not_dodge_a_policy_for_a_method(
+    adapter: str, method: str, tmp_path: Path
+) -> None:
+    """Flask, Django and class-based endpoints serve them as POST, so they are charged as that."""
+    policies = {"/chat": {"rate": "1/minute", "methods": "POST"}}
+    gate = admitted(adapter, tmp_path, limiter={"policies": policies})
+    sent = [Request("/chat", one, strict=False) for one in (method, "POST", method)]
+    assert [gate.send(request).status for request in sent][1:] == [429, 429]
+    methods = [line["method"] for line in gate.lines()]
+    assert methods == [method, "POST", method]  # as they were sent
+
+
 SPELLINGS = ["//auth/login", "/x/../auth/login", "/AUTH/login", "/%61uth/login", "/auth/./login"]
 SPELLINGS += ["/auth//login", "/auth%2flogin", "/auth/login/", "/./auth/login", "/auth/%2e/login"]
 
