@@ -104,7 +104,7 @@ def _hook_routes(app: Flask) -> None:
         if rule is None:
             _name_refused(exchange)
             return preprocess(*context)
-        mounts = environ["SCRIPT_NAME"].removeprefix(environ[ROOT])
+        mounts = (environ.get("SCRIPT_NAME") or "").removeprefix(environ[ROOT])
         found = exchange.enter(mounts + template(rule.rule), views.get(rule.endpoint))
         reply = _answered(found)
         return preprocess(*context) if reply is None else reply

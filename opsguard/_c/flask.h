@@ -9,13 +9,18 @@ typedef struct {
 
 #define TURN_OBJECTS(X) X(current) X(slow) X(preprocess) X(template) X(answer) X(views) X(root)
 
-/* Whether the app is where the server put it: nothing in between has moved SCRIPT_NAME. */
+/* Whether the app is where the server put it: nothing in between has moved SCRIPT_NAME, which a server
+ * may leave out where it is empty (PEP 3333).
+ */
 static int
 unmounted(Turn *self, PyObject *environ)
 {
-    PyObject *mounted = PyDict_GetItemWithError(environ, names.script_name);
-    PyObject *root = mounted == NULL ? NULL : PyDict_GetItemWithError(environ, self->root);
-    return root == NULL ? (PyErr_Occurred() ? -1 : 0) : same(mounted, root);
+    PyObject *mounted = PyDict_GetItemWithError(environ, names.script_name), *root = NULL;
+    if (mounted != NULL || !PyErr_Occurred())
+        root = PyDict_GetItemWithError(environ, self->root);
+    if (root == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    return mounted != NULL ? same(mounted, root) : is_ascii(root) && PyUnicode_GET_LENGTH(root) == 0;
 }
 
 /* What Flask has found: the template of the rule and its view, or nothing. 1, 0, or -1. */

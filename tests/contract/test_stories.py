@@ -15,8 +15,8 @@ import pytest
 
 from opsguard.context import current
 from opsguard.testing import Answer, Request, serve_asgi
-from tests.contract.harness import Guarded, Samples, guard, parse
-from tests.contract.scenarios import ADAPTERS, ASGI
+from tests.contract.harness import Guarded, Samples, guard, parse, send
+from tests.contract.scenarios import ADAPTERS, ASGI, WSGI
 
 # Django's ASGI handler leaves the spooled body open when an answer breaks off.
 pytestmark = pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile.*")
@@ -434,6 +434,21 @@ def test_a_path_that_is_none_gets_one_sound_line_and_no_5xx(
     assert line["status_code"] == answer.status
     assert [line["request_id"]] == answer.header("x-request-id")
     assert len(guarded.log.read_bytes().splitlines()) == 1 or adapter.startswith("django")
+    check_sane(guarded, 1)
+
+
+@pytest.mark.parametrize("adapter", WSGI)
+def test_a_server_may_leave_out_script_name(adapter: str, tmp_path: Path) -> None:
+    """PEP 3333 lets it where the app is at the server's root."""
+    guarded = guard(adapter, tmp_path)
+
+    def served(environ: Any, start_response: Any) -> Any:
+        assert environ.pop("SCRIPT_NAME") == ""
+        return guarded.app(environ, start_response)
+
+    answer = send(adapter, served, Request("/items/7"))
+    assert (answer.status, answer.body) == (200, b"item 7")
+    assert [line["endpoint"] for line in guarded.lines()] == ["/items/{id}"]
     check_sane(guarded, 1)
 
 
