@@ -554,6 +554,27 @@ def test_a_refusal_raised_in_the_app_is_its_answer(eyes: Eyes) -> None:
     assert eyes.total("http_errors_total") == 0.0
 
 
+@pytest.mark.parametrize("testing", [False, True])
+def test_a_refusal_in_the_first_piece_of_a_stream_is_its_answer(testing: bool, eyes: Eyes) -> None:
+    """Flask has no handler for it any more: the view has returned by then."""
+
+    @eyes.ops.limit("1/minute")
+    def rare() -> str:
+        return "rare"
+
+    def parts() -> Iterator[str]:
+        yield rare()
+
+    app = Flask(__name__)
+    app.testing = testing
+    install(app, eyes.ops)
+    app.add_url_rule("/a", view_func=lambda: FlaskResponse(parts()), endpoint="a")
+    client = buffered(app)
+    assert [client.get("/a").status_code for _ in range(3)] == [200, 429, 429]
+    assert eyes.total("http_requests_total", endpoint="/a", status="429") == 2.0
+    assert eyes.total("http_errors_total") == 0.0
+
+
 def test_the_user_s_own_handler_of_refusals_counts(eyes: Eyes) -> None:
     app = Flask(__name__)
     app.register_error_handler(Refused, lambda error: ("mine", 419))

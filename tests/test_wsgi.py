@@ -833,6 +833,37 @@ def test_a_refusal_by_a_handlers_wrapper_gives_back_what_edge_and_default_took(
     assert server.header("x-ratelimit-remaining") == ["8"]  # of the ten: one each
 
 
+@pytest.mark.parametrize("kind", ["a handler that is a generator", "an app that is one"])
+def test_a_refusal_in_the_first_piece_of_a_body_is_the_answer(kind: str, tmp_path: Path) -> None:
+    """What a generator calls, it calls when its first piece is asked for."""
+    ops = made(tmp_path)
+
+    @ops.limit("1/minute")
+    def rare() -> bytes:
+        return b"rare"
+
+    @ops.limit("1/minute")
+    def handler(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", list(TEXT))
+        yield b"rare"
+
+    def lazy(environ: Any, start_response: Any) -> Iterator[bytes]:
+        body = rare()
+        start_response("200 OK", list(TEXT))
+        yield body
+
+    guarded = Guarded(tmp_path, lazy if kind == "an app that is one" else handler, ops=ops)
+    assert guarded.run().sent == [b"rare"]
+    server = guarded.run(environ_of(HTTP_X_REQUEST_ID="r-1"))
+    assert (server.error, server.status) == (None, "429 Too Many Requests")
+    assert json.loads(b"".join(server.sent))["request_id"] == "r-1"
+    assert server.header("x-request-id") == ["r-1"]
+    assert guarded.total("http_requests_total", status="429") == 1.0
+    assert guarded.total("http_response_size_bytes_sum") == 4 + len(b"".join(server.sent))
+    assert guarded.total("http_errors_total") == 0.0
+    assert guarded.total("http_requests_in_progress") == 0.0
+
+
 # --- the app that is served
 
 

@@ -243,8 +243,11 @@ def _file_size(body: Any) -> int:
 def _answer(exchange: Exchange, error: Exception, start: Start) -> Iterator[bytes]:
     """A safe answer for the client, if nothing was sent yet, then the app's exception for the
     server: it has the whole answer by then, logs the exception as it would have without us, and
-    closes the connection.
+    closes the connection. A refusal is its answer, and no failure.
     """
+    if isinstance(error, Refused) and not start.asked:  # by the wrapper of a generator, for one
+        yield from send_response(error.response, start, again=error)
+        return
     exchange.fail(error)
     if not start.asked:
         answer = exchange.plan.failure(exchange, error)
