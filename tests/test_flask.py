@@ -272,6 +272,32 @@ def test_a_refused_method_keeps_the_template_and_the_answer_is_flasks_own(
     assert eyes.total("opsguard_internal_errors_total") == 0.0
 
 
+def broken(adapter: Any, **values: Any) -> str:
+    raise Boom("in redirect_to")
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "faults"),
+    [
+        pytest.param({"defaults": {"page": 1}}, "/users/page/1", 0.0, id="defaults"),
+        pytest.param({"redirect_to": "/new"}, "/users/", 0.0, id="redirect_to"),
+        pytest.param({"redirect_to": broken}, "/users/", 1.0, id="a redirect_to that raises"),
+    ],
+)
+def test_a_refused_method_of_a_rule_that_redirects_is_405(
+    options: dict[str, Any], path: str, faults: float, eyes: Eyes
+) -> None:
+    """The redirect is for a method that is allowed, and nobody has asked with one."""
+    app = an_app(eyes)
+    app.add_url_rule("/users/", view_func=view, **options)
+    app.add_url_rule("/users/page/<int:page>", view_func=view)
+    response = buffered(app).post(path)
+    assert (response.status_code, response.headers.get("Location")) == (405, None)
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert eyes.endpoints() == ["<unmatched>"]
+    assert eyes.total("opsguard_internal_errors_total", site="endpoint") == faults
+
+
 def test_a_rule_of_another_host_does_not_name_a_refused_method(eyes: Eyes) -> None:
     app = Flask("shop", host_matching=True, static_host="localhost")
     install(app, eyes.ops)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, got_request_exception, request
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from opsguard import Exchange, InstallError, OpsGuard
 from opsguard.accelerator import speed
@@ -165,7 +165,13 @@ def _name_refused(exchange: Exchange) -> None:
     if request_ctx.url_adapter is None:
         return
     allowed = next(iter(error.valid_methods))
-    rule, _ = request_ctx.url_adapter.match(method=allowed, return_rule=True)
+    try:
+        rule, _ = request_ctx.url_adapter.match(method=allowed, return_rule=True)
+    except HTTPException:  # a method that is allowed is redirected (`defaults`, `redirect_to`)
+        return
+    except Exception as fault:  # the app's own `redirect_to`, which nobody has asked for
+        exchange.plan.failures.report("endpoint", fault)
+        return
     exchange.name(template(rule.rule))
 
 
