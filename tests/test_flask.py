@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -552,6 +553,28 @@ def test_g_has_the_identity_of_the_key(tmp_path: Path) -> None:
     assert client.get("/who", headers={"Authorization": f"Bearer {key}"}).text == "t1"
     with app.app_context():
         assert g.opsguard_identity is None
+
+
+def test_a_public_route_is_open_to_requests_that_come_with_the_first(tmp_path: Path) -> None:
+    """One thread counts the routes while another one's request is there already."""
+    eyes = Eyes(tmp_path, environment="development", keys={"required": ["/v1/*"]})
+    app = Flask(__name__)
+    install(app, eyes.ops)
+    app.add_url_rule("/v1/status", "status", eyes.ops.public(view))
+    rules, statuses = app.url_map.iter_rules, []
+
+    def counted() -> Any:
+        app.url_map.iter_rules = rules  # type: ignore[method-assign]
+        other = threading.Thread(
+            target=lambda: statuses.append(buffered(app).get("/v1/status").status_code)
+        )
+        other.start()
+        other.join()
+        return rules()
+
+    app.url_map.iter_rules = counted  # type: ignore[method-assign, assignment]
+    statuses.append(buffered(app).get("/v1/status").status_code)
+    assert statuses == [200, 200]
 
 
 def test_a_class_of_one_s_own_for_g_stays(eyes: Eyes) -> None:

@@ -76,8 +76,8 @@ def _announcing(app: Flask, runtime: Runtime, guarded: Callable[..., Any]) -> No
     def first(environ: Any, start_response: Any) -> Any:
         nonlocal known
         if not known:
-            known = True
             announce(runtime, _served(app))
+            known = True  # not before: other threads' first requests need the public routes too
             if vars(app).get("wsgi_app") is first:  # else somebody's middleware holds on to it
                 app.wsgi_app = guarded  # type: ignore[method-assign]
         return guarded(environ, start_response)
