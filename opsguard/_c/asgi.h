@@ -489,38 +489,43 @@ leave(Watch *self)
     return 0;
 }
 
-/* What the inner awaitable gave, and what comes of it. Always finishes with None. */
+/* The app raised: await `_failed`, which says True if it has answered for that. */
+static PySendResult
+begin_failed(Watch *self, PyObject **result)
+{
+    Py_CLEAR(self->inner);
+    self->error = take_error();
+    self->inner = driven(PyObject_CallFunctionObjArgs(self->edge->failed, (PyObject *)self->exchange,
+                                                      self->error, self->send, self->respond, NULL));
+    return self->inner == NULL ? PYGEN_ERROR : PyIter_Send(self->inner, Py_None, result);
+}
+
+/* What the inner awaitable gave, and what comes of it. Always finishes with None, or with what the
+ * app raised, if `_failed` has not answered for it.
+ */
 static PySendResult
 settle(Watch *self, PySendResult got, PyObject **result)
 {
-    while (got != PYGEN_NEXT) {
-        Py_CLEAR(self->inner);
-        int dealt = got == PYGEN_RETURN && *result == Py_True;
-        if (got == PYGEN_RETURN)
-            Py_CLEAR(*result);
-        if (self->error != NULL && dealt)
-            Py_CLEAR(self->error); /* `_failed` has answered for it */
-        if (self->error != NULL) { /* `_failed` has run: the app's exception goes on */
-            PyObject *error = self->error;
-            self->error = NULL;
-            go_on_with(error); /* as the context of what `_failed` raised, if it did */
-            leave(self);
-            return PYGEN_ERROR;
-        }
-        if (got == PYGEN_ERROR && self->edge != NULL && self->respond != NULL) {
-            self->error = take_error();
-            self->inner = driven(PyObject_CallFunctionObjArgs(
-                self->edge->failed, (PyObject *)self->exchange, self->error, self->send, self->respond,
-                NULL));
-            got = self->inner == NULL ? PYGEN_ERROR : PyIter_Send(self->inner, Py_None, result);
-            continue;
-        }
-        if (leave(self) < 0)
-            got = PYGEN_ERROR;
-        if (got == PYGEN_RETURN)
-            *result = Py_NewRef(Py_None);
+    if (got == PYGEN_ERROR && self->error == NULL && self->respond != NULL)
+        got = begin_failed(self, result);
+    if (got == PYGEN_NEXT)
         return got;
+    Py_CLEAR(self->inner);
+    PyObject *error = self->error;
+    self->error = NULL;
+    int answered = got == PYGEN_RETURN && *result == Py_True;
+    if (got == PYGEN_RETURN)
+        Py_CLEAR(*result);
+    if (error != NULL && !answered) {
+        go_on_with(error); /* as the context of what `_failed` raised, if it did */
+        leave(self);
+        return PYGEN_ERROR;
     }
+    Py_XDECREF(error);
+    if (leave(self) < 0)
+        got = PYGEN_ERROR;
+    if (got == PYGEN_RETURN)
+        *result = Py_NewRef(Py_None);
     return got;
 }
 
