@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -412,6 +413,55 @@ def test_help_text_cannot_break_the_scrape(form: bool) -> None:
     answer = Exposition([metrics], failures=Failed()).render("GET", accept, "")
     (family,) = (openmetrics if form else text)(answer.body.decode())
     assert family.documentation.startswith('line\nbreak \\ "quote" ')
+
+
+# --- taking off the page
+
+
+def test_what_was_cleared_is_made_again_at_a_cost_that_grows_with_it_alone() -> None:
+    """As exporters do at each refresh. What is counted is calls."""
+
+    def calls(number: int) -> int:
+        gauge = made().gauge("queue_length", "", ("queue",))
+
+        def fill() -> None:
+            for queue in range(number):
+                gauge.labels(queue).set(queue)
+
+        fill()
+        gauge.clear()
+        seen = 0
+
+        def see(frame: object, event: str, argument: object) -> None:
+            nonlocal seen
+            seen += 1
+
+        sys.setprofile(see)
+        try:
+            fill()
+            gauge.clear()
+            for queue in range(number):
+                gauge.remove(queue)
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    assert calls(400) < 2.5 * calls(200)
+
+
+def test_a_family_that_is_cleared_leaves_others_on_the_page() -> None:
+    """Their records lie between one another, and their label values may be of any length."""
+    metrics = made()
+    first, second = (metrics.counter(f"{name}_total", "", ("v",)) for name in "ab")
+    values = ["", "x" * 7, "x" * 8, "é" * 100, "\n"]
+    for value in values:
+        first.labels(value).inc()
+        second.labels(value).inc(2)
+    first.clear()
+    second.remove("x" * 8)
+    first.labels("").inc(5)
+    kept = [("b_total", (("v", value),)) for value in values if value != "x" * 8]
+    assert samples(metrics) == {("a_total", (("v", ""),)): 5.0, **dict.fromkeys(kept, 2.0)}
 
 
 # --- exemplars

@@ -506,6 +506,27 @@ def test_a_child_starts_at_zero_under_the_same_index(place: str, tmp_path: Path)
 
 
 @FORKS
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_a_child_drops_and_revives_what_it_has_from_its_parent(place: str, tmp_path: Path) -> None:
+    store = in_memory() if place == "memory" else in_file(tmp_path)
+    family = store.family({})
+    firsts = [store.series(family, (label,), 2) for label in ("a", "bb" * 9, "c")]
+
+    def child() -> object:
+        later = store.series(family, ("d",), 1)
+        seen = []
+        for step, which in ((store.drop, [*firsts[1:], later]), (store.revive, firsts[2:])):
+            step(which)
+            seen.append([r.key for r in records(store.read()) if r.kind == SERIES])
+        return seen
+
+    kept = [0, "a"]
+    assert in_child(child) == [[kept], [kept, [0, "c"]]]
+    assert len([r for r in records(store.read()) if r.kind == SERIES]) == 3
+    store.close()
+
+
+@FORKS
 def test_a_child_of_a_store_that_was_never_used_opens_its_own_later(tmp_path: Path) -> None:
     store = in_file(tmp_path)
 

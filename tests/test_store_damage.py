@@ -60,6 +60,29 @@ def test_a_file_that_is_damaged_ends_no_process(
 
 
 @NET
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_series_are_cleared_and_made_again_in_a_damaged_file(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """Before the damage is seen, and after."""
+    store = Store(lambda: tmp_path, lambda site, error: None)
+    metrics = Metrics(store, failed=lambda site, error: None)
+    counter = metrics.counter("x_total", "", ("a",))
+    for number in range(1500):
+        counter.labels(str(number)).inc()
+    assert store.path is not None
+    damage(store.path)
+    for _ in range(2):
+        counter.clear()
+        for value in ("7", "new"):
+            counter.labels(value).inc(3)
+        counter.remove("new")
+        text = counted(metrics)
+    assert text.splitlines()[2:] == ['x_total{a="7"} 3.0']
+    assert store.path is None
+
+
+@NET
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_of_a_process_with_a_damaged_file_counts(tmp_path: Path) -> None:
     store = Store(lambda: tmp_path, lambda site, error: None)

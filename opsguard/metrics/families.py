@@ -219,7 +219,7 @@ class Family:
             at = self._make(values)
         else:
             self.store.cells[at : at + self.width] = memoryview(bytes(8 * self.width)).cast("d")
-            self.store.revive({at})
+            self.store.revive((at,))
         self._series[values] = at
         return at
 

@@ -32,7 +32,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Container, Iterator
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +137,8 @@ class Store(Shelf):
         self._lost = False
         self._seat: Seat | None = None
         self._used = HEADER_SIZE
+        self._starts = array("I")
+        """The first byte of each record, in their order: where a series is found by its cell."""
         self._reserved = 0
         self._families = 0
         self._revision = 0
@@ -170,22 +174,23 @@ class Store(Shelf):
         """Record a table of `count` cells; returns the index of the first. Raises StoreFull."""
         return self._append(kind, None, count)
 
-    def drop(self, firsts: Container[int]) -> None:
+    def drop(self, firsts: Iterable[int]) -> None:
         """The series with these first cells are not to be read any more. The cells stay taken."""
         self._turn(firsts, SERIES, GONE)
 
-    def revive(self, firsts: Container[int]) -> None:
+    def revive(self, firsts: Iterable[int]) -> None:
         """The series with these first cells, which were dropped, are to be read again."""
         self._turn(firsts, GONE, SERIES)
 
-    def _turn(self, firsts: Container[int], old: int, new: int) -> None:
+    def _turn(self, firsts: Iterable[int], old: int, new: int) -> None:
         with self.lock:
-            data, at = self.read(), HEADER_SIZE
-            while at < len(data):
-                size, key_size, _, kind = RECORD.unpack_from(data, at)
-                if kind == old and (at + RECORD.size + key_size) // 8 in firsts:
-                    self.write(at + RECORD.size - _WORD.size, _WORD.pack(new))
-                at += size
+            assert self._map is not None
+            for first in firsts:
+                start = self._starts[bisect_right(self._starts, 8 * first) - 1]
+                _, key_size, _, kind = RECORD.unpack_from(self._map, start)
+                # Of a file that was damaged, or was given up for it, there may be no such record.
+                if kind == old and start + RECORD.size + key_size == 8 * first:
+                    self.write(start + RECORD.size - _WORD.size, _WORD.pack(new))
             self._revision += 1
             self.write(REVISION_AT, _WORD.pack(self._revision))
 
@@ -255,6 +260,7 @@ class Store(Shelf):
             self._reserve(self._used + len(record))
             start = self._used
             self.write(start, record)
+            self._starts.append(start)
             self._publish(start + len(record))
         return (start + len(record)) // 8 - count
 
@@ -332,6 +338,7 @@ class Store(Shelf):
 
     def _begin(self, mapping: mmap.mmap, records: bytes) -> None:
         used = HEADER_SIZE + len(records)
+        self._starts = array("I", [HEADER_SIZE + at for at, _, _, _ in _spans(records)])
         mapping[HEADER_SIZE:used] = records
         mapping[:HEADER_SIZE] = pack_header(
             pid=os.getpid(), used=used, number=self.number, started=self._clock()
@@ -373,7 +380,7 @@ class Store(Shelf):
             return
         records = bytearray(self._map[HEADER_SIZE : self._used])
         self._families = 0  # another thread may have been about to count one
-        for start, size, kind in _spans(records):
+        for _, start, size, kind in _spans(records):
             records[start : start + size] = bytes(size)
             self._families += kind == FAMILY
         self._let_go()  # else we would keep the parent's lock when it dies
@@ -382,12 +389,12 @@ class Store(Shelf):
             self._complain(_NO_FILE, complaint)
 
 
-def _spans(records: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
-    """(start, size, kind) of the cells of each record of our own, in bytes."""
+def _spans(records: bytes | bytearray) -> Iterator[tuple[int, int, int, int]]:
+    """Of each record of our own: its start, the start and size of its cells, its kind; in bytes."""
     at = 0
     while at < len(records):
         size, key_size, count, kind = RECORD.unpack_from(records, at)
-        yield at + RECORD.size + key_size, 8 * count, kind
+        yield at, at + RECORD.size + key_size, 8 * count, kind
         at += size
 
 
