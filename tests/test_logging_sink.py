@@ -531,6 +531,31 @@ def test_an_app_without_standard_output_runs(how: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"ran\n")
 
 
+def test_without_standard_output_no_line_goes_into_the_file_that_has_its_number(
+    tmp_path: Path,
+) -> None:
+    """The first file that such an app opens becomes descriptor 1."""
+    script = tmp_path / "app.py"
+    script.write_text(
+        "import sys\n"
+        "from opsguard.logging import Sink\n"
+        "data = open('data', 'w')\n"
+        "print(data.fileno(), sys.stdout, file=sys.stderr)\n"
+        "sink = Sink()\n"
+        "sink.write('a line', True)\n"
+        "sink.shutdown()\n"
+    )
+    done = subprocess.run(
+        f"{sys.executable} {script} </dev/null >&-",
+        shell=True,
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"1 None\n")
+    assert (tmp_path / "data").read_text() == ""
+
+
 def test_standard_output_closed_while_running_is_let_go(pipe: Pipe) -> None:
     """Whoever waits for the end of the pipe must see it, although we opened it a second time."""
     sink = pipe.sink()

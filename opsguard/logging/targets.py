@@ -204,12 +204,13 @@ def _open_again(number: int) -> int | None:
 
 
 def _descriptor_of(stream: Any) -> int | None:
-    """The descriptor behind a stream; None if it is an object with none; 1 if there is no stream.
+    """The descriptor behind a stream; None if it is an object with none.
 
-    :raises OSError: the stream was closed. Its number may already belong to another file.
+    :raises OSError: there is no stream, as in a process begun without one, or it was closed. The
+        number that it would have may already belong to another file.
     """
     if stream is None:
-        return 1
+        raise OSError("there is no standard output")
     if getattr(stream, "closed", False):
         raise OSError("standard output is closed")
     try:
