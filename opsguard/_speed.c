@@ -33,6 +33,7 @@ static struct {
     PyObject *authorization, *empty;
     PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
     PyObject *meta, *routed, *input, *container, *store, *closers, *status_code, *lower, *match, *route;
+    PyObject *added;
     PyObject *identity, *request, *url_rule, *rule, *rule_endpoint;
 } names;
 
@@ -94,7 +95,7 @@ set_up(void)
         {&names.meta, "META"}, {&names.routed, "path_info"}, {&names.input, "wsgi.input"},
         {&names.container, "_container"}, {&names.store, "_store"},
         {&names.closers, "_resource_closers"}, {&names.status_code, "status_code"},
-        {&names.lower, "lower"}, {&names.match, "resolver_match"}, {&names.route, "route"},
+        {&names.added, "_opsguard_headers"}, {&names.lower, "lower"}, {&names.match, "resolver_match"}, {&names.route, "route"},
         {&names.identity, "opsguard_identity"}, {&names.request, "werkzeug.request"},
         {&names.url_rule, "url_rule"}, {&names.rule, "rule"}, {&names.rule_endpoint, "endpoint"},
     };

@@ -790,6 +790,39 @@ def test_headers_are_added_beside_the_apps_own_with_and_without_djangos_private_
     assert plain.headers == {"X-Request-ID": "mine", "X-Correlation-ID": "ours"}
 
 
+@CLIENTS
+def test_a_response_that_is_sent_again_has_the_headers_of_its_request(
+    get: Get, tmp_path: Path
+) -> None:
+    """A view may have one response for all requests: no client gets the one before's."""
+    eyes = Eyes(tmp_path, limiter={"policies": {"/limited": "100/minute"}})
+    shared = HttpResponse("ok", headers={"X-Own": "1"})
+    own = HttpResponse("ok", headers={"X-Request-ID": "mine"})
+    routes = [path(name, lambda request: shared) for name in ("limited", "free")]
+    found = []
+    with project(eyes.ops, *routes, path("own", lambda request: own)):
+        for address, name in (("/limited", "a"), ("/limited", "b"), ("/free", "c"), ("/own", "d")):
+            answer = get(address, headers={"X-Request-ID": name})
+            found.append([answer.get(key) for key in ("X-Request-ID", "X-RateLimit-Remaining")])
+            assert answer.get("X-Own") == (None if name == "d" else "1")
+        assert get("/own", headers={"X-Request-ID": "e"})["X-Request-ID"] == "mine"
+    assert found == [["a", "99"], ["b", "98"], ["c", None], ["mine", None]]
+    assert eyes.statuses() == [200] * 5
+    assert [line["request_id"] for line in eyes.lines()] == ["a", "b", "c", "d", "e"]
+    assert eyes.total("opsguard_internal_errors_total") == 0.0
+
+
+def test_headers_of_another_answer_go_without_djangos_private_store_too() -> None:
+    from opsguard_django.middleware import _add_headers
+
+    plain: Any = SimpleNamespace(headers={"X-Own": "1"})
+    _add_headers(plain, [("X-Request-ID", "a"), ("X-RateLimit-Limit", "1")])
+    sent = plain.headers
+    _add_headers(plain, [("X-Request-ID", "b")])
+    assert plain.headers == {"X-Own": "1", "X-Request-ID": "b"}
+    assert sent == {"X-Own": "1", "X-Request-ID": "a", "X-RateLimit-Limit": "1"}
+
+
 # --- limits and keys
 
 

@@ -29,6 +29,8 @@ __all__ = ["OpsGuardMiddleware"]
 
 
 _NO_SCOPE: dict[str, Any] = {}
+_OURS = "_opsguard_headers"
+"""The response's attribute for what we put into its headers: an app may send it once more."""
 
 
 @straight
@@ -185,16 +187,25 @@ def _entered(request: HttpRequest, view: Any) -> Response | Pending | None:
 
 
 def _add_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> None:
-    """Add what the app has not set itself."""
+    """Add what the app has not set itself. What a response has from the last time that the app
+    sent it goes: that was another client's.
+    """
+    before = getattr(response, _OURS, None)
+    if before is not None:
+        # Another object: that answer may still be on its way, in another thread.
+        kept = [pair for pair in response.headers.items() if pair not in before]
+        response.headers = type(response.headers)(dict(kept))
     headers = response.headers
     # Django's own `setdefault` raises and catches a KeyError, and converts what is ASCII already.
     # Its dictionary is private, so without it the long way is taken.
     store = getattr(headers, "_store", None)
-    for name, value in ours:
-        if type(store) is dict:
-            store.setdefault(name.lower(), (name, value))
-        else:
-            headers.setdefault(name, value)
+    if type(store) is dict:
+        ours = [pair for pair in ours if store.setdefault(pair[0].lower(), pair) is pair]
+    else:
+        ours = [pair for pair in ours if pair[0] not in headers]
+        for name, value in ours:
+            headers[name] = value
+    setattr(response, _OURS, ours)
 
 
 class Closer:

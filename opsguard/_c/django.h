@@ -184,6 +184,17 @@ lower_name(Middle *self, PyObject *name)
     return lower;
 }
 
+/* Whether it has headers of ours, as the app has sent it before; -1 with an exception. */
+static int
+sent_before(PyObject *response)
+{
+    PyObject *ours;
+    int found = optional(response, names.added, &ours);
+    if (found > 0)
+        Py_DECREF(ours);
+    return found;
+}
+
 /* Our headers, where the app has not set them itself. 0 or -1. */
 static int
 add_headers(Middle *self, Door *door, Exchange *x, PyObject *response, PyObject *store)
@@ -194,9 +205,15 @@ add_headers(Middle *self, Door *door, Exchange *x, PyObject *response, PyObject 
     for (Py_ssize_t i = 0; failed == 0 && i < PyList_GET_SIZE(ours); i++) {
         PyObject *pair = PyList_GET_ITEM(ours, i);
         PyObject *lower = lower_name(self, PyTuple_GET_ITEM(pair, 0));
-        failed = lower == NULL || PyDict_SetDefault(store, lower, pair) == NULL ? -1 : 0;
+        PyObject *there = lower == NULL ? NULL : PyDict_SetDefault(store, lower, pair);
         Py_XDECREF(lower);
+        if (there == NULL)
+            failed = -1;
+        else if (there != pair) /* the app's own */
+            failed = PyList_SetSlice(ours, i, i + 1, NULL), i--;
     }
+    if (failed == 0)
+        failed = PyObject_SetAttr(response, names.added, ours);
     Py_XDECREF(status);
     Py_XDECREF(ours);
     return failed;
@@ -209,7 +226,8 @@ finish_response(Middle *self, Door *door, Exchange *x, PyObject *response)
     PyObject *closers = NULL, *closer = NULL, *store = NULL;
     Py_ssize_t size = size_of(self, response);
     if (size >= 0 && optional(response, names.closers, &closers) > 0 && PyList_CheckExact(closers)
-        && PyList_GET_SIZE(closers) == 0) /* else the app has something to do at the end */
+        && PyList_GET_SIZE(closers) == 0 /* else the app has something to do at the end */
+        && sent_before(response) == 0)
         store = header_store(response);
     if (store == NULL) {
         Py_XDECREF(closers);
