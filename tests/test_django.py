@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
@@ -554,6 +555,39 @@ def test_what_django_lets_through_is_recorded_and_passed_on(eyes: Eyes) -> None:
     assert eyes.statuses() == [500, 499, 500]
     assert eyes.total("http_errors_total", error_type="Boom") == 1.0
     assert eyes.total("http_errors_total", error_type="CancelledError") == 0.0
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "odd", [{"HTTP_X_REQUEST_ID": uuid.uuid4()}, {"CONTENT_LENGTH": 3}], ids=["UUID", "number"]
+)
+def test_a_request_that_cannot_be_opened_is_answered_as_without_us(
+    asynchronous: bool, odd: dict[str, Any], eyes: Eyes
+) -> None:
+    """A project's tests may put into META what no server does. The fault is ours: it is counted."""
+    ids: list[str | None] = []
+
+    def serve(request: HttpRequest) -> HttpResponse:
+        ids.append(eyes.ops.request_id)
+        return view(request)
+
+    async def async_serve(request: HttpRequest) -> HttpResponse:
+        return serve(request)
+
+    def ask(**extra: Any) -> HttpResponse:
+        answer = middleware(RequestFactory().get("/a", **extra))
+        found: HttpResponse = asyncio.run(answer) if asynchronous else answer
+        found.close()
+        return found
+
+    with project(eyes.ops):
+        middleware = OpsGuardMiddleware(async_serve if asynchronous else serve)
+        answer = ask(**odd)
+        assert (answer.status_code, answer.content, ids) == (200, b"view", [None])
+        assert eyes.total("opsguard_internal_errors_total", site="open") == 1.0
+        assert ask()["X-Request-ID"] == ids[1]
+    assert eyes.statuses() == [200]
+    assert eyes.total("opsguard_internal_errors_total") == 1.0
 
 
 def test_two_of_the_middleware_count_once(eyes: Eyes) -> None:

@@ -135,7 +135,9 @@ class OpsGuardMiddleware(Front):
         return _answer(exception.response) if isinstance(exception, Refused) else None
 
     def _open(self, request: HttpRequest) -> Exchange | None:
-        """The exchange to serve, or None if an edge outside of Django has opened one already."""
+        """The exchange to serve, or None if an edge outside of Django has opened one already, or if
+        that failed: then the project answers without us.
+        """
         meta = request.META
         scope: Any = request.__dict__.get("scope", _NO_SCOPE)  # an ASGI request has one
         outer = meta.get(KEY) or scope.get("opsguard.exchange")
@@ -143,10 +145,14 @@ class OpsGuardMiddleware(Front):
             meta[KEY] = outer
             return None
         peer = meta.get("REMOTE_ADDR") or None
-        # As the client sent it: request.method is in upper case already.
-        method = scope.get("method") or meta["REQUEST_METHOD"]
-        port = self.port
-        exchange = port.open(method, request.path, request.path_info, peer, port.gather(meta), meta)
+        path, routed, port = request.path, request.path_info, self.port
+        try:
+            # As the client sent it: request.method is in upper case already.
+            method = scope.get("method") or meta["REQUEST_METHOD"]
+            exchange: Exchange = port.open(method, path, routed, peer, port.gather(meta), meta)
+        except Exception as fault:
+            port.plan.failures.report("open", fault)
+            return None
         meta[KEY] = exchange
         return exchange
 
