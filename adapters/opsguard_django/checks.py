@@ -6,6 +6,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
+from django.utils.module_loading import import_string
 
 from opsguard_django.project import project_ops
 from opsguard_django.routes import project_routes
@@ -19,9 +20,11 @@ _MIDDLEWARE = (
 
 
 def middleware_is_first(**_: Any) -> list[CheckMessage]:
-    """opsguard.E001: what stands before the middleware is neither measured nor given an id."""
+    """opsguard.E001: what stands before the middleware is neither measured nor given an id. A
+    class below it, which a project may have made, is as good.
+    """
     middleware = list(settings.MIDDLEWARE)
-    if middleware and middleware[0] in _MIDDLEWARE:
+    if middleware and _is_ours(middleware[0]):
         return []
     return [
         Error(
@@ -30,6 +33,18 @@ def middleware_is_first(**_: Any) -> list[CheckMessage]:
             id="opsguard.E001",
         )
     ]
+
+
+def _is_ours(path: str) -> bool:
+    if path in _MIDDLEWARE:
+        return True
+    from opsguard_django.middleware import OpsGuardMiddleware
+
+    try:
+        found = import_string(path)
+    except Exception:  # Django says what is wrong with it when it loads its handler
+        return False
+    return isinstance(found, type) and issubclass(found, OpsGuardMiddleware)
 
 
 def marks_have_routes(**_: Any) -> list[CheckMessage]:
