@@ -33,8 +33,7 @@ static struct {
     PyObject *authorization, *empty;
     PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
     PyObject *meta, *routed, *input, *container, *store, *closers, *status_code, *lower, *match, *route;
-    PyObject *added;
-    PyObject *identity, *request, *url_rule, *rule, *rule_endpoint;
+    PyObject *added, *identity, *request, *url_rule, *rule, *rule_endpoint;
 } names;
 
 static PyTypeObject ExchangeType, SeriesType, RecorderType, CoreType, DoorType, EdgeType, RespondType,
@@ -95,7 +94,8 @@ set_up(void)
         {&names.meta, "META"}, {&names.routed, "path_info"}, {&names.input, "wsgi.input"},
         {&names.container, "_container"}, {&names.store, "_store"},
         {&names.closers, "_resource_closers"}, {&names.status_code, "status_code"},
-        {&names.added, "_opsguard_headers"}, {&names.lower, "lower"}, {&names.match, "resolver_match"}, {&names.route, "route"},
+        {&names.added, "_opsguard_headers"}, {&names.lower, "lower"},
+        {&names.match, "resolver_match"}, {&names.route, "route"},
         {&names.identity, "opsguard_identity"}, {&names.request, "werkzeug.request"},
         {&names.url_rule, "url_rule"}, {&names.rule, "rule"}, {&names.rule_endpoint, "endpoint"},
     };

@@ -209,8 +209,10 @@ add_headers(Middle *self, Door *door, Exchange *x, PyObject *response, PyObject 
         Py_XDECREF(lower);
         if (there == NULL)
             failed = -1;
-        else if (there != pair) /* the app's own */
-            failed = PyList_SetSlice(ours, i, i + 1, NULL), i--;
+        else if (there != pair) { /* the app's own */
+            failed = PyList_SetSlice(ours, i, i + 1, NULL);
+            i--;
+        }
     }
     if (failed == 0)
         failed = PyObject_SetAttr(response, names.added, ours);
