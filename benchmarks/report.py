@@ -16,10 +16,11 @@ PAGE = ROOT / "docs" / "reference" / "performance.md"
 INTRODUCTION = """# What opsguard costs
 
 This page is generated from the JSON in `benchmarks/results/` by `python -m benchmarks`; do not
-edit it. Every table shows the bare app beside the guarded one.
+edit it. Where a table says what opsguard adds to a request, the bare app stands beside it. A
+program has its section here once its results are kept there.
 
 The aim is at most 2 % of the CPU of a page that reads a database and renders it. The same
-microseconds are a larger part of a JSON hello-world; both are below.
+microseconds are a larger part of a handler that only returns JSON.
 
 ## How it is measured
 
