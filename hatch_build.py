@@ -5,8 +5,9 @@ Else the wheel is pure.
 What serves every request is laid out by a profile of the usual one, see `training.py`: with GCC,
 and where what opsguard needs can be imported. Elsewhere it is compiled as any C.
 
-Nothing here fails a build: without a compiler, without Python's headers, without a GIL, on Windows
-or with ``OPSGUARD_PURE=1`` the library is installed without the modules, and works the same.
+Nothing here fails a build: without a compiler, without Python's headers, without a GIL or with
+``OPSGUARD_PURE=1`` the library is installed without the modules, and works the same. On Windows it
+is installed without them, too, but cannot be imported: it needs ``fcntl``.
 """
 
 from __future__ import annotations

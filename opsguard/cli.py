@@ -82,7 +82,7 @@ def command() -> click.Group:
         message=f"%(prog)s %(version)s (Python {platform.python_version()})",
     )
     def opsguard() -> None:
-        """Operations for Python web apps: metrics, request ids, access logs."""
+        """Operations for Python web apps: metrics, logs, request ids, rate limits, API keys."""
 
     @opsguard.command()
     @click.option(

@@ -3,7 +3,7 @@
 - `OpsGuard` collects what the user declares.
 - `Runtime` (in `runtime`) is what `install` makes of it: settings, numbers, logs.
 - `Plan` (in `plan`) is the path of a request for one choice of settings.
-- `Port` (in `plan`) is a plan in the words of one protocol; an adapter holds one.
+- `Port` (in `ports`) is a plan in the words of one protocol; an adapter holds one.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class OpsGuard:
         `rate` is one rate or several (`"100 per hour; 5/second"`), decided as one. The other
         parameters are those of :func:`opsguard.policies.policy`. The handler needs no parameter
         for it, and is enforced before body, dependencies and handler run. Raises
-        DeclarationError; what the store cannot do is one here or at install().
+        DeclarationError. What the store cannot do is one too once install() was called, else a
+        SettingsError of install().
         """
         from opsguard.limiter import limit
 

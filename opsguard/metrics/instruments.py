@@ -253,7 +253,7 @@ class _Instrument(Generic[S]):
 
 
 class Counter(_Instrument[CounterSeries]):
-    """A count of events. Exposed with the ending ``_total``."""
+    """A count of events. Exposed under exactly the name it was given."""
 
     _series_type = CounterSeries
 
