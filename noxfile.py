@@ -54,7 +54,7 @@ def versions(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def full(session: nox.Session) -> None:
-    """Every test: the whole server matrix, soak and fault tests, the browser."""
+    """Every test: the whole server matrix, soak and fault tests."""
     check_wheel(session, "--timeout", "900", profile="full")
 
 

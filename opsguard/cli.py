@@ -36,7 +36,7 @@ __all__ = [
     "main",
 ]
 
-EXTRA = "the extra opsguard-toolkit[demo] has it; in a checkout: python -m pip install '.[demo]'"
+EXTRA = "the extra opsguard-toolkit[{0}] has it; in a checkout: python -m pip install '.[{0}]'"
 MASK = "***"
 _WIDTH = 110  # columns, where no terminal says how wide it is
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         lacking = (error.name or "").partition(".")[0]
         if lacking not in ("click", "rich"):
             raise
-        print(f"opsguard: {lacking} is not installed: {EXTRA}", file=sys.stderr)
+        print(f"opsguard: {lacking} is not installed: {EXTRA.format('cli')}", file=sys.stderr)
         sys.exit(2)
     group.main(args=None if arguments is None else list(arguments), prog_name="opsguard")
     raise AssertionError("click ends the process by itself")
@@ -106,7 +106,10 @@ def command() -> click.Group:
         """
         lacking = missing(framework)
         if lacking:
-            print(f"opsguard: {', '.join(lacking)} is not installed: {EXTRA}", file=sys.stderr)
+            print(
+                f"opsguard: {', '.join(lacking)} is not installed: {EXTRA.format('demo')}",
+                file=sys.stderr,
+            )
             sys.exit(2)
         try:
             sys.exit(run(framework, console(), port=port, once=once))

@@ -4,13 +4,17 @@
 
     OpsGuardError
     ├── SettingsError        a wrong value in settings; stops the start
-    ├── DeclarationError     something declared after install() froze the declarations
+    ├── DeclarationError     a declaration that is wrong, late, or contradicts another
     ├── InstallError         install() on an app it cannot be installed on
+    ├── KeyStoreError        the store of API keys cannot be used as it stands
+    │   ├── KeyStoreDown     it does not answer
+    │   └── NoSuchKey        no key of this id counts
     └── Refused              a decorated function was called, and may not be; carries the answer
 
-All but the last are raised at start, none while a request is served: a request is answered,
-whatever becomes of our part in it. `Refused` is how a decorator answers where the route's hook did
-not; the adapters make it the answer.
+What serves a request raises only the last: a request is answered, whatever becomes of our part in
+it. `Refused` is how a decorator answers where the route's hook did not; the adapters make it the
+answer. `ops.keys` raises what is about the store (`opsguard.keys`), declarations what is wrong with
+them, whenever they are called; the other two come at start.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_without_click_or_rich_it_says_which_extra_has_them(
     assert run("--version") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{module} is not installed" in line
-    assert "opsguard-toolkit[demo]" in line
+    assert "opsguard-toolkit[cli]" in line
 
 
 @pytest.mark.parametrize(

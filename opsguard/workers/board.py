@@ -92,12 +92,12 @@ class Board:
 
     @property
     def draining(self) -> bool:
-        """Whether the workers are to take no new requests."""
+        """Whether the workers are to take no new requests. Nothing refuses any by it yet."""
         return self._seen[1].draining
 
     @property
     def disabled(self) -> frozenset[str]:
-        """The names of the features that are switched off."""
+        """The names of the features that are to be off. Nothing is switched by it yet."""
         return self._seen[1].disabled
 
     @property
@@ -131,11 +131,11 @@ class Board:
         return self._change(edit)
 
     def drain(self, draining: bool = True) -> bool:
-        """Take no new requests, or take them again."""
+        """Note for all workers that they are to take no new requests, or to take them again."""
         return self._change(lambda shared: replace(shared, draining=draining))
 
     def disable(self, feature: str, disabled: bool = True) -> bool:
-        """Switch a feature off, or on again."""
+        """Note for all workers that a feature is to be off, or on again."""
         return self._change(
             lambda shared: replace(
                 shared,

@@ -33,5 +33,5 @@ class Command(BaseCommand):
         try:
             ops.limiter.commands()(words[1:], prog_name="manage.py opsguard limits")
         except ModuleNotFoundError as error:
-            lacking = f"{error.name} is not installed: the extra opsguard-toolkit[demo] has it"
+            lacking = f"{error.name} is not installed: the extra opsguard-toolkit[cli] has it"
             raise CommandError(lacking) from error
