@@ -192,6 +192,46 @@ def test_the_page_is_as_bounded_as_each_workers(crew: Crew) -> None:
     assert total == 30.0
 
 
+def shown(worker: Worker) -> Samples:
+    return {key: value for key, value in worker.samples().items() if key[0] == "jobs_total"}
+
+
+def test_beyond_the_limit_every_worker_folds_the_same_label_sets(crew: Crew) -> None:
+    """Whoever answers, nothing goes up or down by it: those of the dead have their places, then
+    those of the worker that started first.
+    """
+    workers = [crew(limit=3) for _ in range(3)]
+    for number, worker in enumerate(workers):
+        for place in range(3):
+            worker.count(10**number, f"{number}-{place}")
+    assert shown(workers[0]) == shown(workers[1]) == shown(workers[2])
+    assert (workers[2].jobs("0-0"), workers[2].jobs("<overflow>")) == (1.0, 330.0)
+    workers.pop(1).die()
+    assert shown(workers[0]) == shown(workers[1])
+    assert (workers[0].jobs("1-0"), workers[0].jobs("<overflow>")) == (10.0, 303.0)
+    late = crew(limit=3)
+    late.count(5, "late")
+    assert shown(workers[0]) == shown(workers[1]) == shown(late)
+    assert late.jobs("<overflow>") == 308.0
+
+
+def test_beyond_the_limit_it_does_not_matter_when_a_worker_looked(crew: Crew) -> None:
+    """One has seen the label sets come one by one, the other sees all of them at once."""
+    first, second = crew(limit=3), crew(limit=3)
+    for place in range(3):
+        for number, worker in enumerate((second, first)):
+            worker.count(10**number, f"{number}-{place}")
+            shown(second)
+        second.count(100, f"1-{place}")  # which the elder one has too
+        shown(second)
+    found = shown(first)
+    assert found == shown(second)
+    assert sum(found.values()) == 333.0
+    assert len(found) == 4
+    first.count(1, "0-0")  # at its limit: it folds this one itself
+    assert shown(first) == shown(second)
+
+
 def test_what_a_worker_forgets_is_its_own_part_only(crew: Crew) -> None:
     first, second = crew(), crew()
     first.count(1, "a")

@@ -90,7 +90,7 @@ class Gathering:
             try:
                 if self._store.is_removed():
                     raise FileNotFoundError(_REMOVED.format(path))
-                sources = self._sources(path)
+                sources = sorted(self._sources(path), key=_seniority)
             except FileNotFoundError as error:
                 self._complain(path.parent.name, error)
                 self._living = []
@@ -194,3 +194,10 @@ class Gathering:
         if name not in self._bad:
             self._bad.add(name)
             self._failed(_SITE, error)
+
+
+def _seniority(source: Source) -> tuple[float, int, str]:
+    """An order in which every worker has the same sources: the retired file, which has no start,
+    then by the worker's, so that a new one takes no place from those that are there.
+    """
+    return source.header.started, source.header.number, source.name

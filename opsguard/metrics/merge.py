@@ -3,6 +3,11 @@
 The merged cells are laid out once: for each source a list says which of its cells goes to which
 merged one, so that a scrape adds whole columns without looking at a single series. The layout grows
 with the sources; it is made anew when a worker comes or goes.
+
+Which label sets have a place of their own, where there are more than the limit, must not depend on
+who answers, nor on when it looked: else the one series of the rest would go up and down from scrape
+to scrape. They are the first ones, in the order of the sources. So one that is to be folded into a
+layout that has grown has it made anew.
 """
 
 from __future__ import annotations
@@ -31,13 +36,19 @@ _CHOICE: dict[str, Callable[[list[Column]], float]] = {
 
 
 class Merge:
-    """The layout for these sources, which must be the same at each `add`. `limit` is the most label
-    sets of a family; what is beyond goes to one series of ``<overflow>``. Not thread-safe.
+    """The layout for these sources, which must be the same at each `add`, in an order that all
+    workers share. `limit` is the most label sets of a family; what is beyond goes to one series of
+    ``<overflow>``. Not thread-safe.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._begin()
+
+    def _begin(self) -> None:
         self._width = 0
+        self._folded = False
+        """Whether a label set that was just laid out has no place of its own."""
         self._columns: dict[str, _Column] = {}
         self._places: dict[Definition, dict[tuple[str, ...], int]] = {}
         self._chosen: dict[int, tuple[str, list[tuple[str, int]]]] = {}
@@ -47,8 +58,7 @@ class Merge:
         """Their numbers together, as they are in these readings. `several`: there are several
         workers, or were, so gauges of mode `live` tell them apart.
         """
-        for source in sources:
-            self._fit(source)
+        self._fit_all(sources)
         total = [0.0] * self._width
         read: dict[str, list[float]] = {}
         for source in sources:
@@ -65,6 +75,14 @@ class Merge:
             total[at] = _CHOICE[mode]([(cell, read[name]) for name, cell in found])
         return Merged(total, self._places, sources, _exemplars(sources), several)
 
+    def _fit_all(self, sources: Sequence[Source]) -> None:
+        grown, self._folded = bool(self._columns), False
+        for source in sources:
+            self._fit(source)
+        if self._folded and grown:
+            self._begin()
+            self._fit_all(sources)
+
     def _fit(self, source: Source) -> None:
         """Lay out the series of a source that are new."""
         column = self._columns.setdefault(source.name, _Column())
@@ -79,9 +97,11 @@ class Merge:
             values = (*values, str(source.header.number))
         places = self._places.setdefault(definition, {})
         at = places.get(values)
-        if at is None and len(places) >= self._limit and definition.labels:
-            values = (OVERFLOW,) * len(definition.exposed_labels)
-            at = places.get(values)
+        if at is None and definition.labels:
+            rest = (OVERFLOW,) * len(definition.exposed_labels)
+            if values != rest and len(places) - (rest in places) >= self._limit:
+                self._folded = True
+                values, at = rest, places.get(rest)
         width = 1 if definition.kind == "gauge" else definition.width
         if at is None:
             at = places[values] = self._width
