@@ -184,6 +184,21 @@ def test_both_forms_are_sound(world: World) -> None:
     assert "# TYPE size summary\n" in world.page()
 
 
+def test_the_buckets_of_a_histogram_keep_their_names(world: World) -> None:
+    """A bound is a label value: spelled in another way it is another series."""
+    bounds = (1e-7, 0.005, 0.1, 1, 1e3, 999_999, 1e6, 1_234_567.5, 2.5e9, 1e15, 1e16, 1e22)
+    Histogram("upload_bytes", "", buckets=bounds, registry=world.users).observe(5e5)
+
+    def names(page: str) -> list[str]:
+        return [line.rsplit(" ", 1)[0] for line in page.splitlines() if "_bucket{" in line]
+
+    before = names(generate_latest(world.users).decode())
+    world.adopt()
+    assert 'upload_bytes_bucket{le="1e+06"}' in before
+    assert names(world.page()) == names(world.page(OPENMETRICS)) == before
+    assert names(generate_latest(world.users).decode()) == before
+
+
 def test_an_exemplar_from_before_is_kept(world: World) -> None:
     """What was said before adoption is not lost with it."""
     orders = Counter("orders", "", registry=world.users)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -162,6 +163,18 @@ def test_an_observed_nan_falls_in_the_last_bucket() -> None:
 def test_numbers_are_written_as_both_formats_have_them() -> None:
     written = [written_number(value) for value in (1, 0.1, math.inf, -math.inf, math.nan)]
     assert written == ["1.0", "0.1", "+Inf", "-Inf", "NaN"]
+
+
+@FORMS
+def test_great_bounds_are_spelled_as_prometheus_client_does(form: bool) -> None:
+    """On the page as in a registry."""
+    metrics = made()
+    metrics.histogram("h", buckets=(1e5, 1e6, 2.5e7)).observe(1)
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    for written in (page(metrics, form), generate_latest(registry).decode()):
+        found = re.findall(r'^h_bucket\{le="(.*)"\}', written, re.MULTILINE)
+        assert found == ["100000.0", "1e+06", "2.5e+07", "+Inf"]
 
 
 def test_families_without_series_are_left_out() -> None:

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from prometheus_client.core import Metric
+from prometheus_client.utils import floatToGoString
 
 from opsguard.metrics.definitions import Definition
 
@@ -15,6 +16,10 @@ __all__ = ["Exemplar", "Numbers", "clean", "cleaned", "collect", "escape", "expo
 
 _LONGEST = 1024
 _DISTRIBUTIONS = ("histogram", "summary")
+_spelled: Callable[[float], str] = floatToGoString
+"""A bound as the value of `le`, so a part of a series' name: as prometheus_client spells it, since
+an adopted histogram goes on under the names it had.
+"""
 
 
 class Exemplar(NamedTuple):
@@ -92,7 +97,7 @@ def _bounds(family: Definition) -> list[str]:
     """The values of `le`; a summary has none."""
     if family.kind == "summary":
         return []
-    return [number(bound) for bound in family.buckets] + ["+Inf"]
+    return [_spelled(bound) for bound in family.buckets] + ["+Inf"]
 
 
 def _distributions(family: Definition, numbers: Numbers, openmetrics: bool) -> Iterator[str]:
