@@ -45,7 +45,7 @@ class Server:
 
     def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Any:
         assert not self.starts or exc_info
-        if exc_info and self.sent:
+        if exc_info and any(self.sent):
             raise exc_info[1]
         self.starts.append((status, headers, exc_info))
         return self.sent.append
@@ -375,6 +375,70 @@ def test_a_restart_before_the_first_byte_is_the_only_start_that_the_server_sees(
     assert [status for status, _, _ in server.starts] == ["503 Service Unavailable"]
     assert len(server.header("x-request-id")) == 1
     assert guarded.line()["status_code"] == 503
+
+
+def restarting(first: bytes, by_write: bool) -> App:
+    """An app that starts again after its first piece."""
+
+    def again(start_response: Any) -> None:
+        try:
+            raise Boom
+        except Boom:
+            start_response("503 Service Unavailable", list(TEXT), sys.exc_info())
+
+    def pieces(start_response: Any) -> Iterator[bytes]:
+        yield first
+        again(start_response)
+        yield b"sorry"
+
+    def app(environ: Any, start_response: Any) -> Any:
+        write = start_response("200 OK", list(TEXT))
+        if not by_write:
+            return pieces(start_response)
+        write(first)
+        again(start_response)
+        return [b"sorry"]
+
+    return app
+
+
+BY_WRITE = pytest.mark.parametrize("by_write", [False, True], ids=["yielded", "written"])
+
+
+@BY_WRITE
+def test_a_restart_after_an_empty_piece_is_the_answer(by_write: bool, tmp_path: Path) -> None:
+    """Headers go with the first piece that is not empty (PEP 3333)."""
+    guarded = Guarded(tmp_path, restarting(b"", by_write))
+    server = guarded.run(environ_of(HTTP_X_REQUEST_ID="r-1"))
+    assert (server.error, server.status) == (None, "503 Service Unavailable")
+    assert server.header("x-request-id") == ["r-1"]
+    assert b"".join(server.sent) == b"sorry"
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (503, 5)
+    assert guarded.total("http_errors_total", error_type="503") == 1.0
+
+
+@BY_WRITE
+def test_a_restart_that_comes_too_late_changes_nothing(by_write: bool, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, restarting(b"half", by_write))
+    server = guarded.run()
+    assert isinstance(server.error, Boom)
+    assert (len(server.starts), server.sent) == (1, [b"half"])
+    assert guarded.line()["status_code"] == 200
+    assert guarded.total("http_errors_total", error_type="Boom") == 1.0
+
+
+def test_what_is_written_after_a_restart_is_counted(tmp_path: Path) -> None:
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", list(TEXT))(b"")
+        try:
+            raise Boom
+        except Boom:
+            start_response("503 Service Unavailable", list(TEXT), sys.exc_info())(b"12345")
+        return []
+
+    guarded = Guarded(tmp_path, app)
+    assert guarded.run().sent == [b"", b"12345"]
+    assert guarded.line()["size"] == 5
 
 
 def test_header_lists_that_the_app_uses_again_are_not_changed(tmp_path: Path) -> None:

@@ -143,11 +143,25 @@ class Start:
     def __call__(
         self, status: str, headers: list[Pair], exc_info: Any = None
     ) -> Callable[[bytes], object]:
-        if self.asked:  # too late for another: the server says so in its own way
-            return self._server(status, headers, *((exc_info,) if exc_info else ()))
+        if self.asked:
+            return self._again(status, headers, exc_info)
         if self._kept is not None and exc_info is None:
             raise AssertionError("start_response() was called twice")
         self._kept = (status, self._head(self._exchange, int(status[:3]), headers))
+        return self.write
+
+    def _again(self, status: str, headers: list[Pair], exc_info: Any) -> Callable[[bytes], object]:
+        """Another start: the server takes it as long as it has sent nothing but empty pieces, else
+        it says in its own way that it is too late.
+        """
+        exchange = self._exchange
+        begun = exchange.status, exchange.first_byte
+        ours = self._head(exchange, int(status[:3]), headers)
+        try:
+            self._write = self._server(status, ours, *((exc_info,) if exc_info else ()))
+        except BaseException:
+            exchange.status, exchange.first_byte = begun
+            raise
         return self.write
 
     def go(self) -> None:

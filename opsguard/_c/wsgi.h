@@ -174,6 +174,33 @@ code_of(PyObject *status)
     return code;
 }
 
+/* As Start._again of opsguard_wsgi.edge: another start, when the server has heard of one. */
+static PyObject *
+start_again(Start *self, PyObject *status, PyObject *headers, PyObject *failure)
+{
+    Exchange *x = self->exchange;
+    int failed = PyObject_IsTrue(failure);
+    PyObject *code = failed < 0 ? NULL : code_of(status);
+    if (code == NULL)
+        return NULL;
+    PyObject *begun = Py_XNewRef(x->status), *write = NULL;
+    double first_byte = x->first_byte;
+    PyObject *ours = head(self->door, x, code, headers);
+    Py_DECREF(code);
+    if (ours != NULL) {
+        write = PyObject_CallFunctionObjArgs(self->server, status, ours, failed ? failure : NULL, NULL);
+        Py_DECREF(ours);
+    }
+    if (write == NULL) {
+        Py_XSETREF(x->status, begun); /* a number: nothing runs when it goes */
+        x->first_byte = first_byte;
+        return NULL;
+    }
+    Py_XDECREF(begun);
+    Py_XSETREF(self->write, write);
+    return PyCFunction_New(&start_methods[0], (PyObject *)self);
+}
+
 static PyObject *
 start_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
 {
@@ -186,12 +213,8 @@ start_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
         return NULL;
     }
     PyObject *status = args[0], *headers = args[1];
-    if (self->asked) { /* too late for another: the server says so in its own way */
-        int failed = PyObject_IsTrue(failure);
-        if (failed < 0)
-            return NULL;
-        return PyObject_CallFunctionObjArgs(self->server, status, headers, failed ? failure : NULL, NULL);
-    }
+    if (self->asked)
+        return start_again(self, status, headers, failure);
     if (self->status != NULL && failure == Py_None) {
         PyErr_SetString(PyExc_AssertionError, "start_response() was called twice");
         return NULL;
