@@ -285,6 +285,43 @@ def test_an_iterable_that_raises_in_its_first_chunk_is_closed_once(tmp_path: Pat
     assert parts.closed == 1
 
 
+@pytest.mark.parametrize("where", ["in iter", "in its first chunk"])
+def test_an_iterable_that_raises_what_is_no_exception_is_closed_once(
+    where: str, tmp_path: Path
+) -> None:
+    """The time limits of gevent and eventlet do; the server was not given the iterable yet."""
+
+    class Timeout(BaseException):
+        pass
+
+    class Stopped(Parts):
+        def __iter__(self) -> Iterator[bytes]:
+            if where == "in iter":
+                raise Timeout
+            return self.late()
+
+        def late(self) -> Iterator[bytes]:
+            raise Timeout
+            yield b""
+
+        def close(self) -> None:
+            super().close()
+            seen.append(current.get())
+
+    seen: list[Any] = []
+    parts = Stopped()
+    guarded = Guarded(tmp_path, answering(parts))
+    server = Server()
+    with pytest.raises(Timeout):
+        guarded.app(environ_of(), server.start_response)
+    assert parts.closed == 1
+    assert isinstance(seen[0], Exchange)
+    assert server.starts == []
+    assert guarded.total("http_errors_total", error_type="Timeout") == 1.0
+    assert guarded.total("http_requests_in_progress") == 0.0
+    assert current.get() is None
+
+
 def test_an_exception_after_the_first_byte_is_passed_on_only(tmp_path: Path) -> None:
     parts = Parts(b"1", b"2", b"3", fails_at=2)
     guarded = Guarded(tmp_path, answering(parts))

@@ -212,7 +212,7 @@ def _streamed(exchange: Exchange, body: Iterable[bytes], start: Start) -> Iterab
     made = Body(exchange, body)
     try:
         made.begin(start)
-    except Exception as error:
+    except BaseException as error:  # the server never gets the body, so it cannot close it
         exchange.fail(error)
         made.close()
         raise

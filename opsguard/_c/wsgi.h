@@ -269,18 +269,14 @@ static PyTypeObject StartType = {
 
 /* Body */
 
-/* Tell the exchange of the exception that is set, if it is an Exception; it stays set. */
+/* Tell the exchange of an exception, while none is set. */
 static void
-tell(Exchange *x)
+tell(Exchange *x, PyObject *error)
 {
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
-        return;
-    PyObject *error = take_error();
     PyObject *done = PyObject_CallMethodOneArg((PyObject *)x, names.fail, error);
     if (done == NULL)
         PyErr_Clear(); /* the app's own exception counts */
     Py_XDECREF(done);
-    give_error(error);
 }
 
 static PyObject *
@@ -290,10 +286,13 @@ body_next(Body *self)
     if (data != NULL)
         self->first = NULL;
     else if (self->parts == NULL || (data = PyIter_Next(self->parts)) == NULL) {
-        if (PyErr_Occurred())
-            tell(self->exchange);
-        else
+        if (!PyErr_Occurred()) {
             finish_exchange(self->exchange->core, self->exchange);
+        } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
+            PyObject *error = take_error();
+            tell(self->exchange, error);
+            give_error(error);
+        }
         return NULL;
     }
     Py_ssize_t size = length_of(data);
@@ -396,10 +395,10 @@ streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
     if (PyErr_Occurred()) { /* the app failed: nothing was sent, so it can be answered for */
         if (!PyErr_ExceptionMatches(PyExc_Exception))
             goto failed;
-        PyObject *error = take_error();
-        Py_XSETREF(self->parts, PyObject_CallFunctionObjArgs(gate->answer, (PyObject *)x, error,
+        PyObject *raised = take_error();
+        Py_XSETREF(self->parts, PyObject_CallFunctionObjArgs(gate->answer, (PyObject *)x, raised,
                                                              (PyObject *)start, NULL));
-        Py_DECREF(error);
+        Py_DECREF(raised);
         if (self->parts == NULL)
             goto failed;
         if (!start->asked && (self->first = PyIter_Next(self->parts)) == NULL && PyErr_Occurred())
@@ -407,13 +406,11 @@ streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
     }
     if (start_go(start) == 0)
         return (PyObject *)self;
-failed:
-    if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        tell(x);
-        PyObject *error = take_error(); /* nothing may be called while it is set */
-        body_end(self);
-        go_on_with(error);
-    }
+failed:; /* the server never gets the body, so it cannot close it */
+    PyObject *error = take_error(); /* nothing may be called while it is set */
+    tell(x, error);
+    body_end(self);
+    go_on_with(error);
     Py_DECREF(self);
     return NULL;
 }
