@@ -616,6 +616,53 @@ def test_an_output_object_that_raises_is_not_the_writers_problem(
     sink.close()
 
 
+@pytest.mark.parametrize("batches", [False, True], ids=["each line", "batches"])
+def test_lines_for_an_object_that_logs_what_it_is_given_go_to_the_output_of_python(
+    batches: bool, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual way to lead `print` to logging; each line must not lead to one more."""
+
+    class Logged(io.StringIO):
+        def write(self, text: str) -> int:
+            for line in text.rstrip().splitlines():
+                sink.write(f"printed: {line}")
+            return len(text)
+
+    sink = pipe.sink()
+    monkeypatch.setattr(sys, "__stdout__", pipe.stream)
+    monkeypatch.setattr(sys, "stdout", Logged())
+    if batches:
+        sink.nudge()
+    sink.write("one")
+    assert sink.flush()
+    sink.write("two")
+    print("three")
+    assert sink.flush()
+    assert pipe.read() == "one\nprinted: one\ntwo\nprinted: three\n"
+
+
+def test_lines_for_an_object_that_logs_what_it_is_given_end_where_there_is_no_other_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Logged(io.StringIO):
+        def write(self, text: str) -> int:
+            given.append(text)
+            sink.write(f"printed: {text}")
+            return len(text)
+
+    given: list[str] = []
+    sink = Sink(durability="line")
+    monkeypatch.setattr(sys, "stdout", Logged())
+    monkeypatch.setattr(sys, "__stdout__", sys.stdout)
+    sink.write("one")
+    assert not sink.flush(30.0)
+    assert given == ["one\n"]
+    monkeypatch.setattr(sys, "stdout", good := io.StringIO())
+    assert sink.flush()
+    assert good.getvalue().startswith("one\nprinted: one\n")
+    sink.close()
+
+
 def test_a_terminal_gets_the_lines_and_is_known_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as stream:

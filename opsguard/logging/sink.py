@@ -129,6 +129,8 @@ class Sink:
 
         Never waits for the target and never raises.
         """
+        if self._holder and self._holder == threading.get_ident():
+            self._target.reentered()
         self._lines.append(line)
         length = len(line) + 1
         self._size += length

@@ -33,6 +33,9 @@ class Target(Protocol):
         """The function that writes to where the target is now. OSError if it is nowhere."""
         ...
 
+    def reentered(self) -> None:
+        """The thread that writes to the target has a new line, before it is back from there."""
+
     def close(self) -> None:
         """Release descriptors. The next `prepare` opens new ones."""
 
@@ -42,20 +45,34 @@ class Target(Protocol):
 
 
 class Stdout:
-    """`sys.stdout`, as it is at the time of each write."""
+    """`sys.stdout`, as it is at the time of each write.
 
-    __slots__ = ("_channel", "_send", "_stream", "stale")
+    Python's own, `sys.__stdout__`, stands for an object that logs whatever is written to it, as
+    those do that lead `print` to logging: each line would bring one more, without an end.
+    """
+
+    __slots__ = ("_channel", "_echo", "_send", "_stream", "_within", "stale")
 
     def __init__(self) -> None:
         self._stream: Any = None
         self._channel: Channel | None = None
         self._send: Send = self._send_to_object
+        self._within = False  # the `write` of an object
+        self._echo: Any = None  # the object that was found to log what is written to it
         self.stale = True
 
+    def _current(self) -> Any:
+        stream = sys.stdout
+        if stream is None or stream is not self._echo:
+            return stream
+        own = sys.__stdout__
+        return own if own is not self._echo else None
+
     def prepare(self) -> Send:
-        if sys.stdout is self._stream and not self.stale:
+        stream = self._current()
+        if stream is self._stream and not self.stale:
             return self._send
-        self._stream = sys.stdout
+        self._stream = stream
         try:
             number = _descriptor_of(self._stream)
             # The number can come to mean something else: a daemon's dup2, a capture that ended.
@@ -75,10 +92,21 @@ class Stdout:
         return self._send
 
     def _send_to_object(self, data: bytes) -> int:
-        self._stream.write(data.decode("utf-8"))
-        if hasattr(self._stream, "flush"):
-            self._stream.flush()
-        return len(data)
+        stream = self._stream
+        self._within = True
+        try:
+            stream.write(data.decode("utf-8"))
+            if hasattr(stream, "flush"):
+                stream.flush()
+        finally:
+            self._within = False
+        # If it came back as lines, it has been written nowhere yet.
+        return self.prepare()(data) if stream is self._echo else len(data)
+
+    def reentered(self) -> None:
+        # A signal handler that logs at this very moment looks the same. No line is lost by it.
+        if self._within:
+            self._echo = self._stream
 
     def close(self) -> None:
         self.stale = True
@@ -88,7 +116,7 @@ class Stdout:
 
     def terminal(self) -> bool:
         try:
-            number = _descriptor_of(sys.stdout)
+            number = _descriptor_of(self._current())
         except OSError:
             return False
         return number is not None and os.isatty(number)
@@ -115,6 +143,9 @@ class File:
         self._channel = Channel(number, owned=True)
         self.stale = False
         return self._channel.send
+
+    def reentered(self) -> None:
+        return None
 
     def _in_place(self, channel: Channel) -> bool:
         try:
