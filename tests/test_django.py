@@ -965,7 +965,7 @@ def test_manage_py_opsguard_without_click_names_the_extra(
     with project(eyes.ops, path("a", view)):
         command = load_command_class("opsguard_django", "opsguard")
         monkeypatch.setitem(sys.modules, "click", None)
-        with pytest.raises(CommandError, match=r"opsguard-toolkit\[demo\]"):
+        with pytest.raises(CommandError, match=r"opsguard-toolkit\[cli\]"):
             call_command(command, "limits", "show")
 
 
