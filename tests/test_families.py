@@ -177,6 +177,27 @@ def test_great_bounds_are_spelled_as_prometheus_client_does(form: bool) -> None:
         assert found == ["100000.0", "1e+06", "2.5e+07", "+Inf"]
 
 
+@FORMS
+@pytest.mark.parametrize("bound", [-1.0, -math.inf], ids=str)
+def test_a_histogram_with_a_negative_bound_has_buckets_alone(bound: float, form: bool) -> None:
+    """Its sum may fall, and OpenMetrics allows no count without one: with either, a strict reader
+    would refuse the page.
+    """
+    metrics = made()
+    drift = metrics.histogram("drift_seconds", "", ("host",), (bound, 0, 1))
+    drift.labels("a").observe(-0.5)
+    drift.labels("a").observe(3, {"trace_id": "abc"})
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    collected = openmetrics(generate_openmetrics(registry).decode())
+    expected = {
+        ("drift_seconds_bucket", (("host", "a"), ("le", le))): count
+        for le, count in ((written_number(bound), 0.0), ("0.0", 1.0), ("1.0", 1.0), ("+Inf", 2.0))
+    }
+    assert samples(metrics, form) == expected
+    assert {key(s): s.value for family in collected for s in family.samples} == expected
+
+
 def test_families_without_series_are_left_out() -> None:
     metrics = made()
     metrics.counter("a_total", "", ("x",))

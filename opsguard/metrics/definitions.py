@@ -43,6 +43,14 @@ class Definition:
         return 2 if self.kind == "summary" or self.mode == "latest" else 1
 
     @property
+    def summed(self) -> bool:
+        """Whether its count and sum are exposed. Those of a histogram with a negative bound are
+        not: its sum may fall, so OpenMetrics 1.0 allows none, and no count without one. The bucket
+        of +Inf is the count.
+        """
+        return not (self.buckets and self.buckets[0] < 0.0)
+
+    @property
     def exposed_labels(self) -> tuple[str, ...]:
         return (*self.labels, "worker") if self.mode == "live" else self.labels
 

@@ -78,8 +78,9 @@ def collect(family: Definition, numbers: Numbers) -> Metric:
         counts = list(accumulate(cells[at : at + last]))
         for bound, count in zip(_bounds(family), counts, strict=False):
             metric.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
-        metric.add_sample(f"{family.name}_count", labels, counts[-1])
-        metric.add_sample(f"{family.name}_sum", labels, cells[at + last])
+        if family.summed:
+            metric.add_sample(f"{family.name}_count", labels, counts[-1])
+            metric.add_sample(f"{family.name}_sum", labels, cells[at + last])
     return metric
 
 
@@ -111,7 +112,7 @@ def _distributions(family: Definition, numbers: Numbers, openmetrics: bool) -> I
     bounds = _bounds(family)
     buckets = "".join([f'{name}_bucket{{\0le="{bound}"}} %d\n' for bound in bounds])
     totals = f"{name}_count\1 %d\n{name}_sum\1 %s\n"
-    exemplars = numbers.exemplars if openmetrics else {}
+    exemplars, summed = numbers.exemplars if openmetrics else {}, family.summed
     for values, at in numbers.series.items():
         plain = pairs_of(values)
         pairs = plain.replace("%", "%%")
@@ -124,7 +125,8 @@ def _distributions(family: Definition, numbers: Numbers, openmetrics: bool) -> I
                 yield f'{name}_bucket{{{comma}le="{bound}"}} {count}{exemplar}\n'
         else:
             yield buckets.replace("\0", inside) % counts[: len(bounds)]
-        yield totals.replace("\1", braces) % (counts[-1], number(cells[at + last]))
+        if summed:
+            yield totals.replace("\1", braces) % (counts[-1], number(cells[at + last]))
 
 
 def _exemplar(found: Exemplar | None) -> str:
