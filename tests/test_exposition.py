@@ -575,6 +575,19 @@ def test_what_a_form_cannot_say_is_dropped(accept: str, family: Metric, shown: s
     assert len(samples(page, accept)) == 1
 
 
+def test_a_count_without_a_sum_is_dropped_where_strict_readers_refuse_it() -> None:
+    """So prometheus_client exposes a histogram with a negative bound."""
+    users = CollectorRegistry()
+    drift = Histogram("drift", "", ["host"], buckets=(-1, 1), registry=users)
+    drift.labels("a").observe(0)
+    Histogram("wait", "", buckets=(1,), registry=users).observe(3)
+    page = scrape(users, accept=OPENMETRICS)
+    found = samples(page, OPENMETRICS)
+    assert (found["drift_bucket|host=a|le=1.0"], found["wait_count"]) == (1, 1)
+    assert "drift_count" not in page
+    assert 'drift_count{host="a"} 1.0' in scrape(users)
+
+
 def test_names_beyond_ascii_when_asked_for() -> None:
     """With escaping=allow-utf-8 the names stay, quoted."""
     accept = f"{OPENMETRICS};version=1.0.0;escaping=allow-utf-8"

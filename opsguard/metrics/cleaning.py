@@ -138,7 +138,18 @@ def joined(parts: Sequence[Metric], form: Form) -> tuple[Metric, BaseException |
                 continue
             seen.add(key)
             family.samples.append(safe)
+    if form.openmetrics and kind == "histogram":
+        _drop_lone_count(family)
     return family, fault
+
+
+def _drop_lone_count(family: Metric) -> None:
+    """OpenMetrics allows a histogram no count without a sum, which prometheus_client exposes where
+    a bound is negative. The bucket of +Inf says the same.
+    """
+    if not any(sample.name == f"{family.name}_sum" for sample in family.samples):
+        count = f"{family.name}_count"
+        family.samples = [sample for sample in family.samples if sample.name != count]
 
 
 class Only:
