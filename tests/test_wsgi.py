@@ -716,18 +716,22 @@ class Slotted(Wrapper):
         super().__setattr__(name, value)
 
 
-def wrapping(file: Any) -> App:
+def wrapping(file: Any, *headers: tuple[str, str]) -> App:
     def app(environ: Any, start_response: Any) -> Any:
-        start_response("200 OK", list(TEXT))
+        start_response("200 OK", [*TEXT, *headers])
         return environ["wsgi.file_wrapper"](file)
 
     return app
 
 
+def file_of(folder: Path, data: bytes) -> Any:
+    path = folder / "file"
+    path.write_bytes(data)
+    return path.open("rb")
+
+
 def test_a_servers_file_wrapper_stays_itself_and_its_end_is_heard(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"x" * 20_000)
-    file = path.open("rb")
+    file = file_of(tmp_path, b"x" * 20_000)
     file.seek(5_000)
     guarded = Guarded(tmp_path, wrapping(file))
     environ = environ_of(**{"wsgi.file_wrapper": Wrapper})
@@ -742,17 +746,61 @@ def test_a_servers_file_wrapper_stays_itself_and_its_end_is_heard(tmp_path: Path
 
 
 def test_a_wrapper_that_takes_no_close_of_ours_is_iterated(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, wrapping(io.BytesIO(b"x" * 10_000)))
+    guarded = Guarded(tmp_path, wrapping(file_of(tmp_path, b"x" * 10_000)))
     server = guarded.run(environ_of(**{"wsgi.file_wrapper": Slotted}))
     assert b"".join(server.sent) == b"x" * 10_000
     assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 10_000)
 
 
-def test_a_file_without_a_descriptor_is_sent_all_the_same(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, wrapping(io.BytesIO(b"abc")))
+@pytest.mark.parametrize(
+    ("length", "sent"),
+    [
+        pytest.param("100", 100, id="less than the rest of the file"),
+        pytest.param("0", 0, id="nothing"),
+        pytest.param("20000", 9_000, id="more than there is"),
+        pytest.param("many", 9_000, id="no number"),
+    ],
+)
+def test_of_a_wrapped_file_as_much_is_sent_as_its_length_says(
+    length: str, sent: int, tmp_path: Path
+) -> None:
+    """An app may seek and let the server send a part."""
+    file = file_of(tmp_path, b"x" * 10_000)
+    file.seek(1_000)
+    guarded = Guarded(tmp_path, wrapping(file, ("content-length", length)))
+    body: Any = guarded.app(environ_of(**{"wsgi.file_wrapper": Wrapper}), Server().start_response)
+    assert type(body) is Wrapper
+    body.close()
+    assert guarded.line()["size"] == sent
+
+
+def test_a_file_without_a_descriptor_is_sent_piece_by_piece(tmp_path: Path) -> None:
+    """As any server does: there is no sendfile without one."""
+    file = io.BytesIO(b"x" * 10_000)
+    guarded = Guarded(tmp_path, wrapping(file))
     server = guarded.run(environ_of(**{"wsgi.file_wrapper": Wrapper}))
+    assert b"".join(server.sent) == b"x" * 10_000
+    assert file.closed
+    assert (guarded.line()["status_code"], guarded.line()["size"]) == (200, 10_000)
+
+
+def test_a_wrapper_that_does_not_tell_its_file_is_iterated(tmp_path: Path) -> None:
+    """waitress calls it otherwise."""
+
+    class Other:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __iter__(self) -> Iterator[bytes]:
+            return iter(self.file)
+
+        def close(self) -> None:
+            self.file.close()
+
+    guarded = Guarded(tmp_path, wrapping(file_of(tmp_path, b"abc")))
+    server = guarded.run(environ_of(**{"wsgi.file_wrapper": Other}))
     assert server.sent == [b"abc"]
-    assert guarded.line()["status_code"] == 200
+    assert guarded.line()["size"] == 3
 
 
 def test_a_wrapper_without_close_is_recorded_at_its_end(tmp_path: Path) -> None:
@@ -763,9 +811,11 @@ def test_a_wrapper_without_close_is_recorded_at_its_end(tmp_path: Path) -> None:
         def __iter__(self) -> Iterator[bytes]:
             return iter(self.filelike)
 
-    guarded = Guarded(tmp_path, wrapping(io.BytesIO(b"abc")))
+    file = file_of(tmp_path, b"abc")
+    guarded = Guarded(tmp_path, wrapping(file))
     server = guarded.run(environ_of(**{"wsgi.file_wrapper": Closeless}))
     assert server.sent == [b"abc"]
+    file.close()
     assert guarded.line()["status_code"] == 200
 
 

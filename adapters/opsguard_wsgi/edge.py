@@ -1,7 +1,8 @@
 """The edge of a WSGI app: what passes between server and app, told to the exchange.
 
 What the app returns decides how the end is seen: a list or tuple is whole already and goes on as
-it is, a server's file wrapper too with its `close` listened to, anything else goes through `Body`.
+it is, a server's wrapper round a file of the system's too, with its `close` listened to; anything
+else goes through `Body`.
 """
 
 from __future__ import annotations
@@ -129,14 +130,16 @@ class Start:
     lengths among them.
     """
 
-    __slots__ = ("_exchange", "_head", "_kept", "_server", "_write", "asked")
+    __slots__ = ("_exchange", "_head", "_server", "_status", "_write", "asked", "headers")
 
     def __init__(self, exchange: Exchange, port: Port[str], server: StartResponse) -> None:
         self._exchange = exchange
         self._head = port.head
         self._server = server
-        self._kept: tuple[str, list[Pair]] | None = None
+        self._status = ""
         self._write: Callable[[bytes], object] | None = None
+        self.headers: list[Pair] | None = None
+        """Of a start that the server has not heard of yet."""
         self.asked = False
         """The server has heard of a start: nothing may be started in its place any more."""
 
@@ -145,9 +148,10 @@ class Start:
     ) -> Callable[[bytes], object]:
         if self.asked:
             return self._again(status, headers, exc_info)
-        if self._kept is not None and exc_info is None:
+        if self.headers is not None and exc_info is None:
             raise AssertionError("start_response() was called twice")
-        self._kept = (status, self._head(self._exchange, int(status[:3]), headers))
+        self.headers = self._head(self._exchange, int(status[:3]), headers)
+        self._status = status
         return self.write
 
     def _again(self, status: str, headers: list[Pair], exc_info: Any) -> Callable[[bytes], object]:
@@ -166,11 +170,11 @@ class Start:
 
     def go(self) -> None:
         """There is something to send now, or nothing at all."""
-        if self._kept is not None:
-            kept, self._kept = self._kept, None
+        if self.headers is not None:
+            headers, self.headers = self.headers, None
             self.asked = True
             try:
-                self._write = self._server(*kept)
+                self._write = self._server(self._status, headers)
             except Exception:
                 self._exchange.status = 500  # it refuses the headers, and answers for that
                 raise
@@ -189,9 +193,11 @@ def _body(
     if isinstance(body, list | tuple):
         return _whole(exchange, body, start)
     wrapper = environ.get("wsgi.file_wrapper")
-    if isinstance(wrapper, type) and isinstance(body, wrapper) and _listen(exchange, body):
-        start.go()
-        return body
+    if isinstance(wrapper, type) and isinstance(body, wrapper):
+        size = _file_size(body, start.headers)
+        if size is not None and _listen(exchange, body, size):
+            start.go()
+            return body
     return _streamed(exchange, body, start)
 
 
@@ -219,10 +225,10 @@ def _streamed(exchange: Exchange, body: Iterable[bytes], start: Start) -> Iterab
     return made
 
 
-def _listen(exchange: Exchange, body: Any) -> bool:
+def _listen(exchange: Exchange, body: Any, size: int) -> bool:
     """Hear when the server closes its file wrapper; False if it takes no `close` of ours.
 
-    The server sends the file itself, perhaps by sendfile, so its size is taken from the file.
+    The server sends the file itself, perhaps by sendfile, so `size` is what it will send.
     """
     close = getattr(body, "close", None)
 
@@ -235,7 +241,6 @@ def _listen(exchange: Exchange, body: Any) -> bool:
             exchange.close()
             current.set(None)
 
-    size = _file_size(body)
     try:
         body.close = closed
     except AttributeError:
@@ -244,14 +249,21 @@ def _listen(exchange: Exchange, body: Any) -> bool:
     return True
 
 
-def _file_size(body: Any) -> int:
+def _file_size(body: Any, headers: Iterable[Pair] | None) -> int | None:
+    """How much of a wrapped file is sent: to its end, or as much as Content-Length says. None for
+    one without a descriptor, as in memory: no server sends that in another way than piece by piece.
+    """
     import os
 
     try:
         file = body.filelike
-        return int(os.fstat(file.fileno()).st_size - file.tell())
-    except (AttributeError, OSError, ValueError):
-        return 0
+        size: int = max(0, os.fstat(file.fileno()).st_size - file.tell())
+        for name, value in headers or ():
+            if name.lower() == "content-length" and value.isascii() and value.isdigit():
+                size = min(size, int(value))
+    except (AttributeError, OSError, TypeError, ValueError):
+        return None
+    return size
 
 
 def _answer(exchange: Exchange, error: Exception, start: Start) -> Iterator[bytes]:

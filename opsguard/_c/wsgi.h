@@ -248,6 +248,7 @@ start_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *ke
 
 static PyMemberDef start_members[] = {
     {"asked", T_BOOL, offsetof(Start, asked), READONLY, "The server has heard of a start."},
+    {"headers", T_OBJECT, offsetof(Start, headers), READONLY, "Of a start that it has not heard of."},
     {NULL},
 };
 
