@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import io
 import itertools
@@ -581,6 +582,61 @@ def test_standard_output_led_elsewhere_is_followed(pipe: Pipe, tmp_path: Path) -
     assert (tmp_path / "other").read_text() == "two\n"
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["Python's own", "another for its descriptor"])
+def test_what_one_request_prints_into_a_buffer_gets_no_lines(
+    own: bool, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`redirect_stdout` holds for all threads; the first line may well come meanwhile."""
+    monkeypatch.setattr(sys, "__stdout__", pipe.stream)
+    if not own:
+        pipe.stream = io.TextIOWrapper(pipe.stream.buffer, "utf-8")
+    sink = pipe.sink()
+    for name in ("one", "two"):
+        with contextlib.redirect_stdout(io.StringIO()) as captured:
+            print("its own")
+            other = threading.Thread(target=sink.write, args=(name, True))
+            other.start()
+            other.join()
+        assert captured.getvalue() == "its own\n"
+    assert pipe.read() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("how", ["closed", "detached"])
+def test_a_stream_that_replaces_one_that_ended_is_followed(
+    how: str, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app may make its own stream, for another encoding, of what is below the first."""
+    monkeypatch.setattr(sys, "__stdout__", pipe.stream)
+    sink = pipe.sink()
+    sink.write("one", True)
+    if how == "closed":
+        new = os.fdopen(os.dup(pipe.stream.fileno()), "w")
+        pipe.stream.close()
+    else:
+        new = io.TextIOWrapper(pipe.stream.detach(), "utf-8")
+    pipe.stream = new
+    monkeypatch.setattr(sys, "stdout", new)
+    sink.write("two", True)
+    assert pipe.read() == "one\ntwo\n"
+
+
+def test_a_forked_child_may_have_an_output_of_its_own(tmp_path: Path) -> None:
+    script = """
+        import os, sys
+        from opsguard.logging import Sink
+        sink = Sink()
+        sink.write("parent", True)
+        pid = os.fork()
+        if pid == 0:
+            sys.stdout = open(sys.argv[1], "w")
+            sink.write("child", True)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    """
+    assert run(script, str(tmp_path / "log")).stdout == b"parent\n"
+    assert (tmp_path / "log").read_text() == "child\n"
+
+
 def test_standard_output_without_a_descriptor_is_written_to_as_an_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -628,9 +684,9 @@ def test_lines_for_an_object_that_logs_what_it_is_given_go_to_the_output_of_pyth
                 sink.write(f"printed: {line}")
             return len(text)
 
-    sink = pipe.sink()
     monkeypatch.setattr(sys, "__stdout__", pipe.stream)
     monkeypatch.setattr(sys, "stdout", Logged())
+    sink = Sink()
     if batches:
         sink.nudge()
     sink.write("one")
@@ -639,6 +695,7 @@ def test_lines_for_an_object_that_logs_what_it_is_given_go_to_the_output_of_pyth
     print("three")
     assert sink.flush()
     assert pipe.read() == "one\nprinted: one\ntwo\nprinted: three\n"
+    sink.close()
 
 
 def test_lines_for_an_object_that_logs_what_it_is_given_end_where_there_is_no_other_output(

@@ -66,8 +66,9 @@ class Sink:
 
     `file` is a path, or None for standard output. The file is opened for appending at the first
     write and again whenever the path leads elsewhere, so it survives logrotate and several
-    workers may share it. Standard output is `sys.stdout`'s descriptor, or the object itself if it
-    has none (a notebook, a test's capture). While `sys.stdout` is None the target takes nothing.
+    workers may share it. Standard output is the descriptor of the process's own stream (see
+    :class:`~opsguard.logging.targets.Stdout`), or an object that has none (a notebook, a test's
+    capture). While `sys.stdout` is None the target takes nothing.
 
     `dropped` is called with a number of lost lines, in the thread that lost them.
 

@@ -45,16 +45,23 @@ class Target(Protocol):
 
 
 class Stdout:
-    """`sys.stdout`, as it is at the time of each write.
+    """The process's standard output.
 
-    Python's own, `sys.__stdout__`, stands for an object that logs whatever is written to it, as
-    those do that lead `print` to logging: each line would bring one more, without an end.
+    That is what `sys.stdout` was when we first looked, if it writes to where Python's own stream
+    does, until it is closed or the process forks: what takes its place later, for instance with
+    `contextlib.redirect_stdout`, is meant for what one request prints, and is there for all
+    threads. Had somebody led `sys.stdout` elsewhere before us (a notebook, a test's capture), the
+    same hands replace it at any time, so it is looked up at each write.
+
+    Python's own stream also stands for an object that logs whatever is written to it, as those do
+    that lead `print` to logging: each line would bring one more, without an end.
     """
 
-    __slots__ = ("_channel", "_echo", "_send", "_stream", "_within", "stale")
+    __slots__ = ("_channel", "_echo", "_kept", "_send", "_stream", "_within", "stale")
 
     def __init__(self) -> None:
-        self._stream: Any = None
+        self._stream: Any = sys.stdout
+        self._kept = _is_own(sys.stdout)
         self._channel: Channel | None = None
         self._send: Send = self._send_to_object
         self._within = False  # the `write` of an object
@@ -62,6 +69,8 @@ class Stdout:
         self.stale = True
 
     def _current(self) -> Any:
+        if self._kept and not _ended(self._stream):
+            return self._stream
         stream = sys.stdout
         if stream is None or stream is not self._echo:
             return stream
@@ -70,18 +79,19 @@ class Stdout:
 
     def prepare(self) -> Send:
         stream = self._current()
-        if stream is self._stream and not self.stale:
+        if stream is not self._stream:
+            self._stream, self._kept = stream, _is_own(stream)
+        elif not self.stale:
             return self._send
-        self._stream = stream
         try:
-            number = _descriptor_of(self._stream)
+            number = _descriptor_of(stream)
             # The number can come to mean something else: a daemon's dup2, a capture that ended.
             here = None if number is None else (number, _identity(os.fstat(number)))
         except OSError:
             self.close()  # we would be the last to hold it open, and somebody may wait for its end
             raise
         if self._channel is not None and (self._channel.number, self._channel.identity) != here:
-            self.close()
+            self._hang_up()
         if number is None:
             self._send = self._send_to_object
         else:
@@ -109,6 +119,10 @@ class Stdout:
             self._echo = self._stream
 
     def close(self) -> None:
+        self._stream, self._kept = None, False
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         self.stale = True
         channel, self._channel = self._channel, None
         if channel is not None:
@@ -242,13 +256,29 @@ def _descriptor_of(stream: Any) -> int | None:
     """
     if stream is None:
         raise OSError("there is no standard output")
-    if getattr(stream, "closed", False):
+    if _ended(stream):
         raise OSError("standard output is closed")
     try:
         number = stream.fileno()
     except Exception:
         return None
     return number if isinstance(number, int) else None
+
+
+def _is_own(stream: Any) -> bool:
+    """Whether it writes to where Python's own stream does: it is that, or was made of it."""
+    try:
+        number = _descriptor_of(stream)
+        return number is not None and number == _descriptor_of(sys.__stdout__)
+    except OSError:
+        return False
+
+
+def _ended(stream: Any) -> bool:
+    try:
+        return bool(getattr(stream, "closed", False))
+    except Exception:  # its buffer was taken out, to make another stream of it
+        return True
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
