@@ -433,15 +433,27 @@ def test_a_blocked_pipe_does_not_delay_a_writer(pipe: Pipe) -> None:
         pipe.read()
 
 
-def test_a_full_socket_does_not_delay_a_writer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd gives its services a socket as standard output."""
+@pytest.mark.parametrize("default", [None, 30.0], ids=["no time limit", "an app's time limit"])
+def test_a_full_socket_does_not_delay_a_writer(
+    default: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd gives its services a socket as standard output. An app's `setdefaulttimeout` is for
+    the sockets that it makes.
+    """
     ours, theirs = socket.socketpair()
     with os.fdopen(os.dup(theirs.fileno()), "w") as stream, ours, theirs:
         monkeypatch.setattr(sys, "stdout", stream)
         sink = Sink()
         lines = [f"{n:05d}" + "x" * 300 for n in range(3_000)]
-        for line in lines:
+        socket.setdefaulttimeout(default)
+        try:
+            sink.write(lines[0])
+        finally:
+            socket.setdefaulttimeout(None)
+        started = time.monotonic()
+        for line in lines[1:]:
             sink.write(line)
+        assert time.monotonic() - started < 10
         got = b""
         while not sink.flush(0.0):
             got += ours.recv(1 << 20)
@@ -449,7 +461,7 @@ def test_a_full_socket_does_not_delay_a_writer(monkeypatch: pytest.MonkeyPatch) 
         while got.count(b"\n") < len(lines):
             got += ours.recv(1 << 20)
         assert got.decode().splitlines() == lines
-        assert theirs.getblocking()
+        assert os.get_blocking(theirs.fileno()), "it is shared with other processes"
         sink.close()
 
 

@@ -24,6 +24,9 @@ Send: TypeAlias = Callable[[bytes], int]
 """Writes as much as goes without waiting and says how much. BlockingIOError if nothing goes now,
 any other OSError or ValueError if nothing will."""
 
+_TOLD_BY_CALL: Final = hasattr(socket, "MSG_DONTWAIT") and hasattr(socket, "SOCK_NONBLOCK")
+"""Whether each call on a socket can say that it does not wait."""
+
 
 class Target(Protocol):
     stale: bool
@@ -205,8 +208,12 @@ class Channel:
         self._ours = os.dup(number) if reopened is None else reopened
         if reopened is not None or stat.S_ISREG(status.st_mode):
             self.send = self._send_plain
-        elif stat.S_ISSOCK(status.st_mode) and hasattr(socket, "MSG_DONTWAIT"):
-            self._socket = socket.socket(fileno=self._ours)
+        elif stat.S_ISSOCK(status.st_mode) and _TOLD_BY_CALL:
+            # Said to be non-blocking, which only Python's object then is. Else it would take over
+            # the app's `socket.setdefaulttimeout`: Python sets O_NONBLOCK for that, and `send`
+            # waits so long. Nothing depends on the rest of the type.
+            how = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+            self._socket = socket.socket(type=how, fileno=self._ours)
             self.send = self._send_socket
         elif hasattr(select, "poll"):
             self._poll = select.poll()
