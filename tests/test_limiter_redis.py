@@ -98,7 +98,7 @@ def test_what_is_given_back_can_be_taken_again(drive: dict[str, Any], strategy: 
     assert not drive["take"]([charge(strategy)]).allowed
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["fixed", "sliding", "gcra"])
 def test_to_give_back_too_much_makes_no_credit(store: RedisStore, strategy: Strategy) -> None:
     store.give_back([charge(strategy, 10)])
     store.take([charge(strategy, 1)])
@@ -106,6 +106,15 @@ def test_to_give_back_too_much_makes_no_credit(store: RedisStore, strategy: Stra
 
     assert store.take([charge(strategy, 10)]).allowed
     assert not store.take([charge(strategy, 1)]).allowed
+
+
+def test_to_give_back_a_slot_that_was_not_taken_returns_no_others(store: RedisStore) -> None:
+    store.give_back([charge("concurrency", 10)])
+    store.take([charge("concurrency", 1)])
+    store.give_back([charge("concurrency", 10)])
+
+    assert not store.take([charge("concurrency", 10)]).allowed
+    assert store.take([charge("concurrency", 9)]).allowed
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -240,6 +249,27 @@ def test_a_process_returns_its_own_slots_only(server: RedisServer, store: RedisS
     other.give_back([charge("concurrency", 10)])
     assert store.take([charge("concurrency", 10)]).allowed
     other.close()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([charge("concurrency", 1)], id="another cost"),
+        pytest.param([charge("concurrency", 4)], id="the same cost"),
+        pytest.param([charge("concurrency", 4), charge("concurrency", 1)], id="the bucket twice"),
+        pytest.param([charge("concurrency", 2), charge("fixed", 2)], id="beside another limit"),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1], ids=["in turn", "the later one first"])
+def test_requests_of_different_costs_leave_no_slot_behind(
+    first: int, others: list[Charge], store: RedisStore, client: redis.Redis
+) -> None:
+    requests = [[charge("concurrency", 4)], others]
+    for _ in range(3):
+        assert all(store.take(request).allowed for request in requests)
+        store.give_back(requests[first])
+        store.give_back(requests[1 - first])
+        assert client.zcard("opsguard:c:k") == 0
 
 
 def test_a_forgotten_slot_is_not_mistaken_for_the_next_one(

@@ -113,9 +113,7 @@ class RedisStore:
         """Give up the concurrency slots of a request that has ended, without a word to the server,
         which is known to be down. They are free again after their period. No I/O.
         """
-        for charge in charges:
-            if charge.strategy == "concurrency":
-                self._slots.release(charge)
+        self._slots.release(charges)
 
     def close(self) -> None:
         """Close the idle connections of the threads; a later decision makes new ones."""
@@ -132,7 +130,7 @@ class RedisStore:
     # Each yields commands and is sent their replies; an error reply is thrown into it.
 
     def _taking(self, charges: Sequence[Charge]) -> Generator[Command, Any, Verdict]:
-        slots = [self._slots.new() if c.strategy == "concurrency" else "" for c in charges]
+        slots = self._slots.new(charges)
         reply = yield from self._script("take", charges, slots)
         allowed, index, remaining, reset, wait = map(int, reply)
         if not 0 <= index < len(charges):
@@ -142,7 +140,7 @@ class RedisStore:
         return Verdict(bool(allowed), max(0, remaining), max(0, reset) / 1e6, wait / 1e6, index)
 
     def _giving(self, charges: Sequence[Charge]) -> Generator[Command, Any, None]:
-        slots = [self._slots.release(c) if c.strategy == "concurrency" else "" for c in charges]
+        slots = self._slots.release(charges)
         ours = [(c, slot) for c, slot in zip(charges, slots, strict=True) if slot is not None]
         if ours:
             yield from self._script("give", [c for c, _ in ours], [slot for _, slot in ours])
@@ -289,34 +287,53 @@ class _Slots:
     """Which concurrency slots this process holds, so that it returns its own and no others.
 
     Were a slot returned that a dead worker left behind, the worker's slot would seem to live on
-    for as long as there is traffic. Thread-safe.
+    for as long as there is traffic. A slot is as wide as what one request costs in that bucket, and
+    only a request of the same cost may return it: the script returns so many of its members.
+    Thread-safe.
     """
 
     def __init__(self) -> None:
         self._process = os.urandom(8).hex()
         self._numbers = count()
-        self._held: dict[str, list[str]] = {}
+        self._held: dict[tuple[str, int], list[str]] = {}
         self._lock = threading.Lock()
 
-    def new(self) -> str:
-        return f"{self._process}:{next(self._numbers)}"
+    def new(self, charges: Sequence[Charge]) -> list[str]:
+        """For each charge a slot of its bucket; empty for those that need none."""
+        slots = {key: f"{self._process}:{next(self._numbers)}" for key in _widths(charges)}
+        return [slots.get(charge.key, "") for charge in charges]
 
     def hold(self, charges: Sequence[Charge], slots: Sequence[str]) -> None:
-        for charge, slot in zip(charges, slots, strict=True):
-            if slot:
-                with self._lock:
-                    self._held.setdefault(charge.key, []).append(slot)
-
-    def release(self, charge: Charge) -> str | None:
-        """The oldest slot of that bucket; None if there is none (it was taken elsewhere)."""
+        named = {charge.key: slot for charge, slot in zip(charges, slots, strict=True)}
         with self._lock:
-            held = self._held.get(charge.key)
-            if not held:
-                return None
-            slot = held.pop(0)
-            if not held:
-                del self._held[charge.key]
-            return slot
+            for key, width in _widths(charges).items():
+                self._held.setdefault((key, width), []).append(named[key])
+
+    def release(self, charges: Sequence[Charge]) -> list[str | None]:
+        """For each charge the oldest slot of its bucket that is as wide; None if there is none
+        (it was taken elsewhere), and empty for those that need none.
+        """
+        with self._lock:
+            slots = {key: self._oldest(key, width) for key, width in _widths(charges).items()}
+        return [slots.get(charge.key, "") for charge in charges]
+
+    def _oldest(self, key: str, width: int) -> str | None:
+        held = self._held.get((key, width))
+        if not held:
+            return None
+        slot = held.pop(0)
+        if not held:
+            del self._held[key, width]
+        return slot
+
+
+def _widths(charges: Sequence[Charge]) -> dict[str, int]:
+    """What a request takes of each bucket of concurrency, of which it may name one twice."""
+    widths: dict[str, int] = {}
+    for charge in charges:
+        if charge.strategy == "concurrency":
+            widths[charge.key] = widths.get(charge.key, 0) + charge.cost
+    return widths
 
 
 async def _unasked(connection: Any) -> bool:
