@@ -334,6 +334,33 @@ def test_sixteen_threads_lose_and_tear_nothing(sink: Sink, log: Path) -> None:
     assert len(lines) == 16 * 1_500
 
 
+@pytest.mark.parametrize("parked", [False, True], ids=["no thread", "a thread that sleeps"])
+def test_a_line_that_comes_as_another_thread_lets_go_is_not_left_behind(
+    parked: bool, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That thread has found the buffer empty, and who comes finds the lock taken."""
+
+    class Overtaken(Sink):
+        def _set_mark(self) -> None:
+            if late:
+                other = threading.Thread(target=self.write, args=(late.pop(),))
+                other.start()
+                other.join()
+            super()._set_mark()
+
+    monkeypatch.setattr(sink_module, "TICK", 0.002)
+    late: list[str] = []
+    sink = Overtaken(log)
+    if parked:
+        sink.nudge()
+        sink.write("before")
+        until(lambda: sink._parked)
+    late.append("second")
+    sink.write("first")
+    assert log.read_text().splitlines()[-2:] == ["first", "second"]
+    sink.close()
+
+
 def test_processes_that_share_a_pipe_tear_nothing() -> None:
     """Four children with four threads each write to one standard output."""
     script = """

@@ -187,9 +187,9 @@ class Sink:
 
     def _push(self, whole: bool) -> None:
         """Write what fills batches, or `whole`: all there is, blocked the last time or not."""
-        # Whoever has the lock writes for all. A thread that doesn't get it leaves `_again` for the
-        # holder, who looks at it after the release: no line is left behind, nobody waits. A signal
-        # handler that interrupts the holder takes the same way out.
+        # Whoever has the lock writes for all. A thread that doesn't get it leaves its line, and
+        # `_again` if it is urgent, for the holder, who looks after the release: no line is left
+        # behind, nobody waits. A signal handler that interrupts the holder takes the same way out.
         if whole:
             self._again = True
         for _ in range(_LOCKED_ROUNDS):  # bounded: nobody is to write for the others for ever
@@ -221,8 +221,12 @@ class Sink:
                 self._lock.release()
             if lost:
                 self._report(lost)
-            if not self._again:
+            if not (self._again or self._left_behind()):
                 return
+
+    def _left_behind(self) -> bool:
+        """Whether there are lines that no tick and no batch will take along."""
+        return bool(self._lines) and self._mark == 0 and not self._blocked
 
     def _report(self, lost: int) -> None:
         if self._dropped is not None:
