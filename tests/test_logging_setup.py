@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from opsguard.keys.audit import Audit
 from opsguard.logging import Sink, configure
 from opsguard.logging.setup import JOINED, SILENCED, SinkHandler
 from opsguard.settings import Logging
@@ -398,6 +399,21 @@ def test_loggers_that_a_configuration_disabled_speak_again(
         logging.getLogger(name).disabled = True
     join()
     server_lines(sink, capfd, "uvicorn.error", "opsguard")
+
+
+def test_a_configuration_that_disables_all_loggers_costs_no_audit_line(
+    join: Configure, sink: Lines
+) -> None:
+    """As `dictConfig` does by itself with those that it does not name."""
+    quiet = Logging(format="json", level="ERROR")
+    join(quiet)
+    audit = Audit(lambda: 0.0)
+    for name in ("opsguard.access", "opsguard.audit"):
+        logging.getLogger(name).disabled = True
+    join(quiet)
+    audit.event("keys.created", "An API key was created")
+    assert sink.messages == ["An API key was created"]
+    assert not logging.getLogger("opsguard.access").disabled
 
 
 # Together -----------------------------------------------------------------------------------------

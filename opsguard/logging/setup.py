@@ -45,6 +45,9 @@ SILENCED: Final = (
 )
 """Loggers of access lines, which ours replaces. They keep handlers that write elsewhere."""
 
+OURS: Final = (ACCESS_LOGGER, "opsguard.audit")
+"""Loggers of our own whose levels are not the application's: they are only kept enabled."""
+
 _SILENT = logging.CRITICAL + 1
 
 
@@ -203,8 +206,8 @@ def _apply(layer: _Layer) -> None:
         elif logger.level == _SILENT:  # somebody attached a handler since
             _set_level(logger, known, known.level)
 
-    access = logging.getLogger(ACCESS_LOGGER)
-    access.disabled = False
+    for name in OURS:
+        logging.getLogger(name).disabled = False
     werkzeug = logging.getLogger("werkzeug")
     if _no_access_line not in werkzeug.filters:
         werkzeug.addFilter(_no_access_line)
