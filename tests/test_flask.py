@@ -440,6 +440,45 @@ def test_an_exception_that_flask_lets_through_is_raised_by_the_call_and_counted_
     assert current.get() is None
 
 
+def failing_stream() -> FlaskResponse:
+    def parts() -> Iterator[str]:
+        raise Boom("in the first piece")
+        yield ""
+
+    return FlaskResponse(parts())
+
+
+@pytest.mark.parametrize("option", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
+def test_so_is_one_of_the_first_piece_of_a_stream(option: str, eyes: Eyes) -> None:
+    app = an_app(eyes)
+    app.add_url_rule("/stream", view_func=failing_stream)
+    app.config[option] = True
+    with pytest.raises(Boom):
+        app.test_client().get("/stream")
+    assert eyes.total("http_errors_total", error_type="Boom", endpoint="/stream") == 1.0
+    assert eyes.total("http_errors_total") == 1.0
+    assert eyes.total("http_requests_total", endpoint="/stream", status="500") == 1.0
+    assert eyes.total("http_requests_in_progress") == 0.0
+    assert current.get() is None
+
+
+@pytest.mark.parametrize("testing", [False, True])
+def test_an_exception_of_a_streams_first_piece_is_answered_where_it_is_not_let_through(
+    testing: bool, eyes: Eyes
+) -> None:
+    app = an_app(eyes)
+    app.testing = testing
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    app.add_url_rule("/stream", view_func=failing_stream)
+    response = app.test_client().get("/stream")
+    assert response.status_code == 500
+    assert "X-Request-ID" in response.headers
+    with pytest.raises(Boom):  # for the server, behind the answer
+        response.get_data()
+    response.close()
+    assert eyes.total("http_errors_total", error_type="Boom") == 1.0
+
+
 def test_an_exception_that_the_app_handles_is_none(eyes: Eyes) -> None:
     app = an_app(eyes)
     app.register_error_handler(Boom, lambda error: ("handled", 409))

@@ -318,6 +318,7 @@ def test_an_iterable_that_raises_what_is_no_exception_is_closed_once(
     assert isinstance(seen[0], Exchange)
     assert server.starts == []
     assert guarded.total("http_errors_total", error_type="Timeout") == 1.0
+    assert guarded.line()["status_code"] == 500
     assert guarded.total("http_requests_in_progress") == 0.0
     assert current.get() is None
 

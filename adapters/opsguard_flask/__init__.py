@@ -53,7 +53,7 @@ def install(app: Flask, ops: OpsGuard | None = None) -> OpsGuard:
     port = runtime.port(PROTOCOL)
     runtime.sources.append(partial(_served, app))
     app.extensions["opsguard"] = guard
-    _announcing(app, runtime, serve(app.wsgi_app, port, answers=False))
+    _announcing(app, runtime, serve(app.wsgi_app, port, propagates=partial(_propagates, app)))
     _hook_routes(app)
     _offer_identity(app)
     if Refused not in app.error_handler_spec[None][None]:
@@ -83,6 +83,12 @@ def _announcing(app: Flask, runtime: Runtime, guarded: Callable[..., Any]) -> No
         return guarded(environ, start_response)
 
     app.wsgi_app = first  # type: ignore[method-assign]
+
+
+def _propagates(app: Flask) -> bool:
+    """Whether exceptions are to reach the server: tests and the debugger wait for them."""
+    asked: bool | None = app.config.get("PROPAGATE_EXCEPTIONS")
+    return app.testing or app.debug if asked is None else asked
 
 
 def _hook_routes(app: Flask) -> None:

@@ -33,11 +33,19 @@ from opsguard_wsgi.types import (
 __all__ = ["send_response", "serve", "status_line"]
 
 
+Answer = Callable[[Exchange, Exception, "Start"], Iterator[bytes]]
+
+
 def serve(
-    app: WSGIApp, port: Port[str], *, endpoint: Label | None = None, answers: bool = True
+    app: WSGIApp,
+    port: Port[str],
+    *,
+    endpoint: Label | None = None,
+    propagates: Callable[[], bool] | None = None,
 ) -> WSGIApp:
-    """`app` behind an edge. `endpoint` names the route before the app runs. `answers` is False for
-    a framework that answers for exceptions itself: one that it lets through is wanted outside.
+    """`app` behind an edge. `endpoint` names the route before the app runs. `propagates` is for a
+    framework that answers for exceptions itself, so that one it raises is wanted outside: it says
+    whether one of a body's first piece is too, of which the framework does not hear.
     """
 
     def guarded(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -58,7 +66,7 @@ def serve(
                     return _whole(exchange, instead, start)
             if exchange.uploads and not exchange.received:
                 _count_input(environ, exchange)
-            return _body(exchange, app(environ, start), environ, start)
+            return body_of(exchange, app(environ, start), environ, start)
         except BaseException as error:
             body = failed(exchange, error, start)
             if body is None:
@@ -74,12 +82,30 @@ def serve(
         """The app raised: an answer of ours, or None if the exception is to go on."""
         if isinstance(error, Refused) and not start.asked:  # by a handler's wrapper
             return _whole(exchange, send_response(error.response, start, again=error), start)
-        if answers and isinstance(error, Exception) and not start.asked:
-            return _streamed(exchange, _answer(exchange, error, start), start)
+        if propagates is None and isinstance(error, Exception) and not start.asked:
+            return _streamed(exchange, answer(exchange, error, start), start, answer)
         exchange.fail(error)
+        start.fail()
         exchange.close()
         current.set(None)
         return None
+
+    def answer(exchange: Exchange, error: Exception, start: Start) -> Iterator[bytes]:
+        """What is sent where the app failed before its first piece was there."""
+        return _answer(exchange, error, start, propagates is not None and propagates())
+
+    def body_of(
+        exchange: Exchange, body: Iterable[bytes], environ: Environ, start: Start
+    ) -> Iterable[bytes]:
+        if isinstance(body, list | tuple):
+            return _whole(exchange, body, start)
+        wrapper = environ.get("wsgi.file_wrapper")
+        if isinstance(wrapper, type) and isinstance(body, wrapper):
+            size = _file_size(body, start.headers)
+            if size is not None and _listen(exchange, body, size):
+                start.go()
+                return body
+        return _streamed(exchange, body, start, answer)
 
     if port.door is None:
         return guarded
@@ -93,9 +119,9 @@ def serve(
         text=text,
         counted=_count_input,
         refuse=refuse,
-        other=_body,
+        other=body_of,
         failed=failed,
-        answer=_answer,
+        answer=answer,
         keeps=keeps_headers,
     )
     return twin
@@ -179,26 +205,17 @@ class Start:
                 self._exchange.status = 500  # it refuses the headers, and answers for that
                 raise
 
+    def fail(self) -> None:
+        """The app failed, and is not answered for: a start that was not heard of is none."""
+        if not self.asked:
+            self._exchange.status = 500
+
     def write(self, data: bytes) -> object:
         """What PEP 3333 calls the `write()` callable."""
         self.go()
         self._exchange.sent += len(data)
         assert self._write is not None  # it is given out by the start only
         return self._write(data)
-
-
-def _body(
-    exchange: Exchange, body: Iterable[bytes], environ: Environ, start: Start
-) -> Iterable[bytes]:
-    if isinstance(body, list | tuple):
-        return _whole(exchange, body, start)
-    wrapper = environ.get("wsgi.file_wrapper")
-    if isinstance(wrapper, type) and isinstance(body, wrapper):
-        size = _file_size(body, start.headers)
-        if size is not None and _listen(exchange, body, size):
-            start.go()
-            return body
-    return _streamed(exchange, body, start)
 
 
 def _whole(exchange: Exchange, body: Collection[bytes], start: Start) -> Iterable[bytes]:
@@ -211,15 +228,18 @@ def _whole(exchange: Exchange, body: Collection[bytes], start: Start) -> Iterabl
     return body
 
 
-def _streamed(exchange: Exchange, body: Iterable[bytes], start: Start) -> Iterable[bytes]:
+def _streamed(
+    exchange: Exchange, body: Iterable[bytes], start: Start, answer: Answer
+) -> Iterable[bytes]:
     """A body that is made while it is sent. Its first piece is asked for at once, as the server
     would do next: if the app fails there, it can still be answered for.
     """
     made = Body(exchange, body)
     try:
-        made.begin(start)
+        made.begin(start, answer)
     except BaseException as error:  # the server never gets the body, so it cannot close it
         exchange.fail(error)
+        start.fail()
         made.close()
         raise
     return made
@@ -266,16 +286,19 @@ def _file_size(body: Any, headers: Iterable[Pair] | None) -> int | None:
     return size
 
 
-def _answer(exchange: Exchange, error: Exception, start: Start) -> Iterator[bytes]:
-    """A safe answer for the client, if nothing was sent yet, then the app's exception for the
-    server: it has the whole answer by then, logs the exception as it would have without us, and
-    closes the connection. A refusal is its answer, and no failure.
+def _answer(
+    exchange: Exchange, error: Exception, start: Start, propagates: bool
+) -> Iterator[bytes]:
+    """A safe answer for the client, if nothing was sent yet and nobody waits for the exception as
+    it is; then the app's exception for the server: it has the whole answer by then, logs the
+    exception as it would have without us, and closes the connection. A refusal is its answer, and
+    no failure.
     """
     if isinstance(error, Refused) and not start.asked:  # by the wrapper of a generator, for one
         yield from send_response(error.response, start, again=error)
         return
     exchange.fail(error)
-    if not start.asked:
+    if not (start.asked or propagates):
         answer = exchange.plan.failure(exchange, error)
         failure: Any = (type(error), error, error.__traceback__)
         start(status_line(answer.status), list(answer.headers), failure)
@@ -294,7 +317,7 @@ class Body:
         self._next: Callable[[], bytes] | None = None
         self._first: bytes | None = None
 
-    def begin(self, start: Start) -> None:
+    def begin(self, start: Start, answer: Answer) -> None:
         """Have the first piece, or an answer of ours if there is none because the app failed."""
         try:
             self._next = iter(self._body).__next__
@@ -302,7 +325,7 @@ class Body:
         except StopIteration:
             pass  # it will say so again
         except Exception as error:
-            self._next = _answer(self._exchange, error, start).__next__
+            self._next = answer(self._exchange, error, start).__next__
             self._first = None if start.asked else self._next()
         start.go()
 

@@ -101,6 +101,18 @@ hand_over(Start *self)
     return failed < 0 ? reported(self->door->core, names.site_head) : 0;
 }
 
+/* The server answers, while no exception is set. */
+static void
+is_500(Exchange *x)
+{
+    PyObject *code = PyLong_FromLong(500);
+    if (code == NULL)
+        PyErr_Clear();
+    else
+        put(&x->status, code);
+    Py_XDECREF(code);
+}
+
 /* There is something to send now, or nothing at all: the server hears of the start. 0 or -1. */
 static int
 start_go(Start *self)
@@ -117,11 +129,8 @@ start_go(Start *self)
     if (self->write != NULL && (self->id == NULL || hand_over(self) == 0))
         return 0;
     if (PyErr_ExceptionMatches(PyExc_Exception)) { /* it refuses the headers, and answers for that */
-        PyObject *error = take_error(), *code = PyLong_FromLong(500);
-        if (code != NULL)
-            put(&self->exchange->status, code);
-        Py_XDECREF(code);
-        PyErr_Clear();
+        PyObject *error = take_error();
+        is_500(self->exchange);
         give_error(error);
     }
     return -1;
@@ -151,9 +160,18 @@ start_go_method(Start *self, PyObject *Py_UNUSED(nothing))
     Py_RETURN_NONE;
 }
 
+static PyObject *
+start_fail(Start *self, PyObject *Py_UNUSED(nothing))
+{
+    if (!self->asked)
+        is_500(self->exchange);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef start_methods[] = {
     {"write", (PyCFunction)start_write, METH_O, "What PEP 3333 calls the write() callable."},
     {"go", (PyCFunction)start_go_method, METH_NOARGS, "There is something to send now."},
+    {"fail", (PyCFunction)start_fail, METH_NOARGS, "The app failed and is not answered for."},
     {NULL},
 };
 
@@ -410,6 +428,8 @@ streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
 failed:; /* the server never gets the body, so it cannot close it */
     PyObject *error = take_error(); /* nothing may be called while it is set */
     tell(x, error);
+    if (!start->asked)
+        is_500(x); /* the server has not heard of what the app had started */
     body_end(self);
     go_on_with(error);
     Py_DECREF(self);
