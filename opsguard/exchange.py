@@ -40,6 +40,7 @@ if TYPE_CHECKING or speed is None:
             "left",
             "marked",
             "method",
+            "outer",
             "path",
             "place",
             "plan",
@@ -89,6 +90,8 @@ class Exchange(Fields):
     started: float
     source: Any
     """The adapter's own request, for headers that only few requests need; None once closed."""
+    outer: Exchange | None
+    """The request that this one is served within; None: it is served by itself."""
     endpoint: str | None
     """The route's template, once known; names the request in metrics and logs."""
     marked: object

@@ -109,7 +109,8 @@ class Plan:
         the peer's address, the wanted headers that are there (None: none is), and the adapter's
         own request. Sets the context; an adapter calls it once for each request.
         """
-        plan, clock, set_current = self, self.clock, current.set
+        plan, clock = self, self.clock
+        get_current, set_current, reset_current = current.get, current.set, current.reset
         proxies = self.settings.proxies
         resolve = self._resolve if proxies.trusted or proxies.hops else None
         edge, identify = self._edge, self._identify
@@ -146,12 +147,18 @@ class Plan:
             if resolve is not None:
                 forwarded = None if headers is None else headers.get(_FORWARDED)
                 exchange.client = resolve(peer, forwarded)
-            set_current(exchange)
-            if routed in endpoints:
-                exchange.endpoint = routed
-                exchange.work = endpoints[routed]
-            elif edge is not None:
-                exchange.reply = edge(exchange)
+            outer = get_current()
+            exchange.outer = None if outer is None or outer.closed else outer
+            token = set_current(exchange)
+            try:
+                if routed in endpoints:
+                    exchange.endpoint = routed
+                    exchange.work = endpoints[routed]
+                elif edge is not None:
+                    exchange.reply = edge(exchange)
+            except BaseException:  # nobody will close it
+                reset_current(token)
+                raise
             return exchange
 
         return open

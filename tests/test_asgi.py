@@ -192,6 +192,38 @@ def test_frameworks_say_by_an_exception_of_theirs_that_the_client_left(tmp_path:
     assert guarded.total("http_errors_total") == 0.0
 
 
+def test_a_request_that_began_before_anothers_end_does_not_keep_that(tmp_path: Path) -> None:
+    """Pipelined requests, each with work to do after its 500: uvicorn makes the task of the next
+    within it. Each would hold the one before, as long as there are more.
+    """
+    tasks: list[asyncio.Task[None]] = []
+    found: list[Exchange] = []
+    outer: list[Exchange | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(scope[KEY])
+        outer.append(scope[KEY].outer)
+        await send(start(500))
+        await send(body())
+        if len(tasks) < 3:
+            tasks.append(asyncio.create_task(guarded.app(scope_of(), wire.receive, wire.send)))
+        await asyncio.sleep(0.01)
+
+    class Cycle(Wire):
+        __module__ = "uvicorn.protocols.http.h11_impl"
+
+    async def serve() -> None:
+        await guarded.app(scope_of(), wire.receive, wire.send)
+        for task in tasks:
+            await task
+
+    wire, guarded = Cycle(), Guarded(tmp_path, app)
+    asyncio.run(serve())
+    assert outer == [None, *found[:3]]
+    assert [exchange.closed for exchange in found] == [True] * 4
+    assert [exchange.outer for exchange in found] == [None] * 4
+
+
 @pytest.mark.parametrize("sent", [0, 1, 2], ids=["at once", "after the start", "after a chunk"])
 def test_a_cancelled_request_is_499_and_leaks_nothing(sent: int, tmp_path: Path) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:

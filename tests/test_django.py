@@ -23,6 +23,7 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.core.handlers.base import BaseHandler
 from django.core.management import CommandError, call_command, load_command_class
 from django.core.signals import got_request_exception
 from django.core.wsgi import get_wsgi_application
@@ -591,6 +592,97 @@ def test_a_request_that_cannot_be_opened_is_answered_as_without_us(
         assert ask()["X-Request-ID"] == ids[1]
     assert eyes.statuses() == [200]
     assert eyes.total("opsguard_internal_errors_total") == 1.0
+
+
+class forgetful:
+    """A middleware of a project that has a path without an answer."""
+
+    sync_capable = async_capable = True
+
+    def __init__(self, get_response: Any) -> None:
+        return None
+
+    def __call__(self, request: HttpRequest) -> None:
+        return None
+
+
+def test_a_project_that_gives_no_answer_is_recorded_and_leaves_no_request_behind(
+    eyes: Eyes,
+) -> None:
+    with project(eyes.ops, middleware=[MIDDLEWARE, f"{__name__}.forgetful"]):
+        assert sync_get("/a").status_code == 500
+        assert current.get() is None
+    assert eyes.statuses() == [500]
+    assert eyes.total("http_errors_total", error_type="AttributeError") == 1.0
+
+
+# --- a request within a request
+
+
+def test_a_stream_that_a_view_reads_is_made_in_its_own_context(eyes: Eyes) -> None:
+    """The view has its own ids as soon as it has the answer, between the pieces and afterwards."""
+    seen: list[str | None] = []
+
+    def note() -> None:
+        seen.append(eyes.ops.request_id)
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(2):
+            note()
+            yield b"1"
+
+    async def async_parts() -> AsyncIterator[bytes]:
+        for part in parts():
+            yield part
+
+    def serve(request: HttpRequest) -> HttpResponse:
+        answer: Any = Client().get("/s", headers={"X-Request-ID": "inner"})
+        note()
+        for _ in answer.streaming_content:
+            note()
+        answer.close()
+        note()
+        return HttpResponse()
+
+    async def async_serve(request: HttpRequest) -> HttpResponse:
+        answer: Any = await AsyncClient().get("/s", headers={"X-Request-ID": "inner"})
+        note()
+        async for _ in answer.streaming_content:
+            note()
+        note()
+        return HttpResponse()
+
+    for get, outer, inner in (
+        (sync_get, serve, streaming(parts)),
+        (async_get, async_serve, streaming(async_parts)),
+    ):
+        with project(eyes.ops, path("a", outer), path("s", inner)):
+            assert get("/a", headers={"X-Request-ID": "outer"}).status_code == 200
+        assert seen == ["outer", "inner", "outer", "inner", "outer", "outer"]
+        seen.clear()
+        assert current.get() is None
+    assert eyes.statuses() == [200] * 4
+
+
+def test_an_answer_that_a_view_passes_on_is_the_outer_request_s(eyes: Eyes) -> None:
+    """As a preview does, with a handler of its own that nobody closes an answer of."""
+    seen: list[str | None] = []
+
+    def serve(request: HttpRequest) -> Any:
+        inner = RequestFactory().get("/b", headers={"X-Request-ID": "inner"})
+        handler = BaseHandler()
+        handler.load_middleware()
+        answer = handler.get_response(inner)
+        seen.append(eyes.ops.request_id)
+        return answer
+
+    with project(eyes.ops, path("a", serve), path("b", view)):
+        answer = sync_get("/a", headers={"X-Request-ID": "outer"})
+        assert (answer.content, answer["X-Request-ID"]) == (b"view", "outer")
+    assert seen == ["outer"]
+    assert current.get() is None
+    assert sorted([line["request_id"] for line in eyes.lines()]) == ["inner", "outer"]
+    assert eyes.statuses() == [200, 200]
 
 
 def test_two_of_the_middleware_count_once(eyes: Eyes) -> None:

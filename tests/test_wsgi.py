@@ -232,6 +232,73 @@ def test_a_head_request_is_complete_whether_its_body_is_asked_for_or_not(
     assert parts.closed == 1
 
 
+# --- a request within a request
+
+
+@pytest.mark.parametrize("passes_it_on", [False, True], ids=["reads it", "passes it on"])
+def test_a_stream_within_a_request_is_made_in_its_own_context(
+    passes_it_on: bool, tmp_path: Path
+) -> None:
+    """The handler that reads it piece by piece, and closes it twice, has its own in between."""
+    ops = made(tmp_path)
+    seen: list[str | None] = []
+
+    def inner(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", list(TEXT))
+        for _ in range(3):
+            seen.append(ops.request_id)
+            yield b"1"
+
+    part = opsguard_wsgi.install(inner, ops)
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        environ = environ_of(HTTP_X_REQUEST_ID="inner")
+        body: Any = part(environ, start_response if passes_it_on else Server().start_response)
+        seen.append(ops.request_id)
+        if passes_it_on:
+            return body
+        seen.extend(ops.request_id for _ in body)
+        for _ in range(2):
+            body.close()
+            seen.append(ops.request_id)
+        start_response("200 OK", list(TEXT))
+        return [b"111"]
+
+    guarded = Guarded(tmp_path, outer, ops=ops)
+    server = guarded.run(environ_of(HTTP_X_REQUEST_ID="outer"))
+    assert b"".join(server.sent) == b"111"
+    between = [] if passes_it_on else ["outer"]
+    assert seen == ["inner", "outer", *between, "inner", *between, "inner", *(3 * between)]
+    assert guarded.total("http_requests_total", status="200") == 2.0
+    assert guarded.total("http_requests_in_progress") == 0.0
+
+
+def test_an_answer_that_is_closed_after_the_request_it_was_made_in_forgets_that(
+    tmp_path: Path,
+) -> None:
+    ops = made(tmp_path)
+    bodies: list[Any] = []
+    found: list[Exchange] = []
+
+    def inner(environ: Any, start_response: Any) -> Iterator[bytes]:
+        found.append(environ[KEY])
+        start_response("200 OK", list(TEXT))
+        yield b"1"
+
+    part = opsguard_wsgi.install(inner, ops)
+
+    def outer(environ: Any, start_response: Any) -> Any:
+        bodies.append(part(environ_of(), Server().start_response))
+        assert found[0].outer is environ[KEY]
+        start_response("200 OK", list(TEXT))
+        return [b""]
+
+    Guarded(tmp_path, outer, ops=ops).run()
+    bodies[0].close()
+    assert found[0].outer is None
+    assert current.get() is None
+
+
 # --- exceptions
 
 

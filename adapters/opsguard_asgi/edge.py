@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from opsguard.accelerator import speed
-from opsguard.context import current
+from opsguard.context import leave
 from opsguard.exceptions import Refused
 from opsguard.exchange import Exchange, asettled
 from opsguard.http import Pending, Response
@@ -103,7 +103,8 @@ def serve(
             if not exchange.closed:
                 exchange.close()
             if not alone(send):
-                current.set(None)
+                leave(exchange)
+            exchange.outer = None  # what a framework keeps of this one keeps no other
 
     async def instead(exchange: Exchange, scope: Scope, receive: Receive, respond: Send) -> None:
         """Send an answer of ours, unless it turns out that the app is to answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Awaitable
 
-from opsguard.context import current
+from opsguard.context import leave
 from opsguard.exceptions import Refused
 from opsguard.exchange import Socket
 from opsguard.ports import Port
@@ -65,7 +65,7 @@ def websocket_of(
             raise
         finally:
             exchange.plan.close_socket(exchange)
-            current.set(None)
+            leave(exchange)
 
     return websocket
 

@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from opsguard import Exchange, Response
 from opsguard.accelerator import speed
 from opsguard.calls import Front, straight
-from opsguard.context import current
+from opsguard.context import Within, current, leave
 from opsguard.exceptions import Refused
 from opsguard.exchange import asettled, settled
 from opsguard.http import Pending
@@ -99,10 +99,10 @@ class OpsGuardMiddleware(Front):
                 response: HttpResponseBase = self.get_response(request)
             else:
                 response = _answer(instead)
+            return self._finish(exchange, response)
         except BaseException as error:
             _failed(exchange, error)
             raise
-        return self._finish(exchange, response)
 
     async def _serve_async(self, request: HttpRequest) -> HttpResponseBase:
         exchange = self._open(request)
@@ -117,10 +117,10 @@ class OpsGuardMiddleware(Front):
                 response: HttpResponseBase = await self.get_response(request)
             else:
                 response = _answer(instead)
+            return self._finish(exchange, response)
         except BaseException as error:
             _failed(exchange, error)
             raise
-        return self._finish(exchange, response)
 
     def _enter(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
         """The route hook: the first `process_view`, before any view."""
@@ -174,11 +174,15 @@ class OpsGuardMiddleware(Front):
             whole = False
         # Under ASGI the middleware runs in a task of its own (until Django 6.1), and so does an
         # async stream under WSGI: what comes after them (a stream, the app's closers) knows the
-        # request only if it is told again.
-        apart = self._async or "wsgi.input" not in exchange.source
+        # request only if it is told again. So it is where a view has asked for this answer, which
+        # goes on before it closes that.
+        nested = exchange.outer is not None
+        apart = nested or self._async or "wsgi.input" not in exchange.source
         if apart or getattr(response, "is_async", False):
             closers.insert(0, partial(current.set, exchange))
         closers.append(Closer(exchange, whole))
+        if nested:
+            leave(exchange)
         return response
 
 
@@ -230,7 +234,7 @@ class Closer:
         if self._whole:
             self._exchange.finish()
         self._exchange.close()
-        current.set(None)
+        leave(self._exchange)
 
     def __del__(self) -> None:
         self._exchange.close()
@@ -243,6 +247,7 @@ if not TYPE_CHECKING and speed is not None:
 def _count_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
     """Count what a stream yields, and note whether it comes to its end."""
     content: Any = response.streaming_content
+    nested = exchange.outer is not None
 
     def count() -> Iterator[bytes]:
         current.set(exchange)
@@ -256,16 +261,23 @@ def _count_stream(exchange: Exchange, response: StreamingHttpResponse) -> None:
         try:
             async for part in content:
                 exchange.sent += len(part)
+                if nested:
+                    leave(exchange)
                 yield part
+                if nested:
+                    current.set(exchange)
             exchange.finish()
         except Exception as error:
             exchange.fail(error)
             raise
         finally:
             exchange.close()
-            current.set(None)  # Django 6.1 streams in the server's task, and does not close then
+            leave(exchange)  # Django 6.1 streams in the server's task, and does not close then
 
-    response.streaming_content = count_async() if response.is_async else count()
+    if response.is_async:
+        response.streaming_content = count_async()
+    else:
+        response.streaming_content = Within(exchange, count()) if nested else count()
 
 
 def _noting(exchange: Exchange, content: Any) -> Iterator[bytes]:
@@ -293,7 +305,7 @@ def _failed(exchange: Exchange, error: BaseException) -> None:
     else:
         exchange.fail(error)
     exchange.close()
-    current.set(None)
+    leave(exchange)
 
 
 def _note_exception(sender: Any, request: HttpRequest | None = None, **_: Any) -> None:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from opsguard.accelerator import speed
-from opsguard.context import current
+from opsguard.context import Within, leave
 from opsguard.exceptions import Refused
 from opsguard.exchange import Exchange
 from opsguard.http import Response
@@ -87,7 +87,7 @@ def serve(
         exchange.fail(error)
         start.fail()
         exchange.close()
-        current.set(None)
+        leave(exchange)
         return None
 
     def answer(exchange: Exchange, error: Exception, start: Start) -> Iterator[bytes]:
@@ -104,6 +104,8 @@ def serve(
             size = _file_size(body, start.headers)
             if size is not None and _listen(exchange, body, size):
                 start.go()
+                if exchange.outer is not None:
+                    leave(exchange)
                 return body
         return _streamed(exchange, body, start, answer)
 
@@ -123,6 +125,7 @@ def serve(
         failed=failed,
         answer=answer,
         keeps=keeps_headers,
+        within=Within,
     )
     return twin
 
@@ -224,7 +227,7 @@ def _whole(exchange: Exchange, body: Collection[bytes], start: Start) -> Iterabl
     exchange.sent += sum([len(part) for part in body])
     exchange.finish()
     exchange.close()
-    current.set(None)
+    leave(exchange)
     return body
 
 
@@ -242,7 +245,10 @@ def _streamed(
         start.fail()
         made.close()
         raise
-    return made
+    if exchange.outer is None:
+        return made
+    leave(exchange)  # who asked for it goes on before it has read and closed it
+    return Within(exchange, made)
 
 
 def _listen(exchange: Exchange, body: Any, size: int) -> bool:
@@ -259,7 +265,7 @@ def _listen(exchange: Exchange, body: Any, size: int) -> bool:
         finally:
             exchange.finish()
             exchange.close()
-            current.set(None)
+            leave(exchange)
 
     try:
         body.close = closed
@@ -359,7 +365,7 @@ class Body:
             if exchange.method == "HEAD" and exchange.error is None:
                 exchange.finish()  # some servers do not ask for a body they will not send
             exchange.close()
-            current.set(None)
+            leave(exchange)
 
 
 class CountedInput:

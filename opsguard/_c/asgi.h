@@ -476,10 +476,9 @@ leave(Watch *self)
     } else {
         failed = x->closed ? 0 : close_exchange(core, x);
         int alone = failed ? 1 : is_alone(self->edge, self->send);
-        PyObject *token = alone ? NULL : PyContextVar_Set(core->current, Py_None);
-        if (alone < 0 || (alone == 0 && token == NULL))
+        if (alone < 0 || (alone == 0 && set_back(core, x) < 0))
             failed = -1;
-        Py_XDECREF(token);
+        Py_CLEAR(x->outer); /* what a framework keeps of this one keeps no other */
     }
     if (failed < 0) {
         Py_XDECREF(error);

@@ -430,6 +430,24 @@ finish_exchange(Core *self, Exchange *x)
     return status < 500 ? close_exchange(self, x) : 0;
 }
 
+/* Whether this is a request that is being served. */
+static inline int
+goes_on(PyObject *outer)
+{
+    return outer != Py_None && PyObject_TypeCheck(outer, &ExchangeType) && !((Exchange *)outer)->closed;
+}
+
+/* What the request was served within is current again, as leave() of opsguard.context. 0 or -1. */
+static int
+set_back(Core *self, Exchange *x)
+{
+    if (x->outer != NULL && !goes_on(x->outer))
+        Py_CLEAR(x->outer);
+    PyObject *token = PyContextVar_Set(self->current, x->outer == NULL ? Py_None : x->outer);
+    Py_XDECREF(token);
+    return token == NULL ? -1 : 0;
+}
+
 /* The core of a request; NULL with an exception for a websocket, which has none. */
 static Core *
 core_of(Exchange *x)

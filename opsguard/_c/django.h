@@ -229,7 +229,7 @@ finish_response(Middle *self, Door *door, Exchange *x, PyObject *response)
     Py_ssize_t size = size_of(self, response);
     if (size >= 0 && optional(response, names.closers, &closers) > 0 && PyList_CheckExact(closers)
         && PyList_GET_SIZE(closers) == 0 /* else the app has something to do at the end */
-        && sent_before(response) == 0)
+        && !is_set(x->outer) && sent_before(response) == 0)
         store = header_store(response);
     if (store == NULL) {
         Py_XDECREF(closers);
@@ -284,10 +284,10 @@ middle_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *k
         goto done;
     }
     response = PyObject_Vectorcall(self->get_response, args, 1, NULL);
-    if (response != NULL) {
+    if (response != NULL)
         response = finish_response(self, door, x, response);
+    if (response != NULL)
         goto done;
-    }
     PyObject *error = take_error();
     PyObject *more[] = {(PyObject *)x, error};
     Py_XDECREF(PyObject_Vectorcall(self->failed, more, 2, NULL));

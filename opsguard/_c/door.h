@@ -178,15 +178,19 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
         put(&x->client, client);
         Py_DECREF(client);
     }
-    PyObject *token = PyContextVar_Set(core->current, (PyObject *)x);
-    if (token == NULL)
+    PyObject *outer, *token, *work = NULL;
+    if (PyContextVar_Get(core->current, Py_None, &outer) < 0)
         goto failed;
-    Py_DECREF(token);
-    PyObject *work = NULL;
+    if (goes_on(outer))
+        x->outer = outer;
+    else
+        Py_DECREF(outer);
+    if ((token = PyContextVar_Set(core->current, (PyObject *)x)) == NULL)
+        goto failed;
     if (self->requests && core->served >> mark_of(routed) & 1) {
         work = PyDict_GetItemWithError(core->endpoints, routed);
         if (work == NULL && PyErr_Occurred())
-            goto failed;
+            goto not_opened;
     }
     if (work != NULL) {
         put(&x->work, work);
@@ -194,11 +198,18 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
     } else if (core->edge != Py_None) {
         PyObject *reply = call_one(core->edge, (PyObject *)x);
         if (reply == NULL)
-            goto failed;
+            goto not_opened;
         put(&x->reply, reply);
         Py_DECREF(reply);
     }
+    Py_DECREF(token);
     return x;
+not_opened:; /* nobody will close it */
+    PyObject *error = take_error();
+    if (PyContextVar_Reset(core->current, token) < 0)
+        PyErr_Clear();
+    Py_DECREF(token);
+    give_error(error);
 failed:
     Py_DECREF(x);
     return NULL;

@@ -59,7 +59,7 @@ typedef struct {
     PyObject *client, *correlation_id, *method, *path, *plan, *request_id, *routed, *source, *status;
     PyObject *charged;
     PyObject *endpoint, *error, *fields, *reply, *series, *work; /* from here on NULL stands for None */
-    PyObject *credentials, *extra, *held, *identity, *marked;
+    PyObject *credentials, *extra, *held, *identity, *marked, *outer;
     Core *core; /* of a request that was opened here; a websocket has none. The last of the objects */
     double started, first_byte, ended;
     long long received, sent;
@@ -74,7 +74,7 @@ static PyMemberDef exchange_members[] = {
     OBJECT(request_id), OBJECT(routed), OBJECT(source), OBJECT(status), OBJECT(charged),
     OPTIONAL(endpoint), OPTIONAL(error), OPTIONAL(fields), OPTIONAL(reply), OPTIONAL(series),
     OPTIONAL(work), OPTIONAL(credentials), OPTIONAL(extra), OPTIONAL(held), OPTIONAL(identity),
-    OPTIONAL(marked),
+    OPTIONAL(marked), OPTIONAL(outer),
     {"started", T_DOUBLE, offsetof(Exchange, started), 0, NULL},
     {"first_byte", T_DOUBLE, offsetof(Exchange, first_byte), 0, NULL},
     {"ended", T_DOUBLE, offsetof(Exchange, ended), 0, NULL},
@@ -93,7 +93,7 @@ COLLECTED(exchange, Exchange, client, core)
 /* As above, for a class in Python that adds no attributes: what Python has for classes looks through
  * all of its bases for some. It also bounds the recursion of a chain and looks for a `__del__` that
  * came later: an exchange holds others through dicts, tuples and exceptions at most, which bound it,
- * and has none.
+ * or as what it was served within, which is as deep as those calls were, and has none.
  */
 static void
 plain_dealloc(Exchange *self)

@@ -5,14 +5,14 @@ typedef struct {
     vectorcallfunc call;
     Holder *port; /* a Hinge */
     PyObject *app, *guarded, *key, *root, *endpoint, *text, *counted, *refuse, *other, *failed, *answer;
-    PyObject *keeps;
+    PyObject *keeps, *within;
     PyObject *keeper, *keeping; /* type and function that `keeps` was asked about last */
     char kept;                  /* what it said */
 } Gate;
 
 #define GATE_OBJECTS(X) \
     X(port) X(app) X(guarded) X(key) X(root) X(endpoint) X(text) X(counted) X(refuse) X(other) \
-    X(failed) X(answer) X(keeps)
+    X(failed) X(answer) X(keeps) X(within)
 
 /* `start_response` as the app sees it; as Start of opsguard_wsgi.edge. */
 typedef struct {
@@ -40,12 +40,10 @@ part(Exchange *x)
     Core *core = x->core;
     PyObject *error = take_error();
     int failed = x->closed ? 0 : close_exchange(core, x);
-    PyObject *token = failed < 0 ? NULL : PyContextVar_Set(core->current, Py_None);
-    if (token == NULL) {
+    if (failed < 0 || set_back(core, x) < 0) {
         Py_XDECREF(error);
         return -1;
     }
-    Py_DECREF(token);
     give_error(error);
     return 0;
 }
@@ -395,6 +393,19 @@ failed:
     return NULL;
 }
 
+/* The body of a request that is served within another one, whose context who asked for it has again;
+ * takes the reference of the body.
+ */
+static PyObject *
+handed_back(Gate *gate, Exchange *x, Body *body)
+{
+    PyObject *args[] = {(PyObject *)x, (PyObject *)body}, *within = NULL;
+    if (set_back(x->core, x) == 0)
+        within = PyObject_Vectorcall(gate->within, args, 2, NULL);
+    Py_DECREF(body);
+    return within;
+}
+
 /* As _streamed of opsguard_wsgi.edge; takes the reference of the body. */
 static PyObject *
 streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
@@ -424,7 +435,7 @@ streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
             goto failed;
     }
     if (start_go(start) == 0)
-        return (PyObject *)self;
+        return is_set(x->outer) ? handed_back(gate, x, self) : (PyObject *)self;
 failed:; /* the server never gets the body, so it cannot close it */
     PyObject *error = take_error(); /* nothing may be called while it is set */
     tell(x, error);
@@ -594,12 +605,12 @@ static PyObject *
 gate_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"app", "port", "guarded", "key", "root", "endpoint", "text", "counted",
-                           "refuse", "other", "failed", "answer", "keeps", NULL};
+                           "refuse", "other", "failed", "answer", "keeps", "within", NULL};
     PyObject *app, *port, *guarded, *key, *root, *endpoint, *text, *counted, *refuse, *other;
-    PyObject *failed, *answer, *keeps;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUUOOOOOOOO", keys, &app, &HingeType, &port,
+    PyObject *failed, *answer, *keeps, *within;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!OUUOOOOOOOOO", keys, &app, &HingeType, &port,
                                      &guarded, &key, &root, &endpoint, &text, &counted, &refuse, &other,
-                                     &failed, &answer, &keeps))
+                                     &failed, &answer, &keeps, &within))
         return NULL;
     Gate *self = (Gate *)type->tp_alloc(type, 0);
     if (self == NULL)

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from wsgiref.util import FileWrapper, setup_testing_defaults
 
 import pytest
 
 from opsguard.context import current
+from opsguard.exceptions import Refused
 from opsguard.testing import Answer, Request, serve_asgi
+from tests.contract.apps.shop import Ended
 from tests.contract.harness import Guarded, Samples, guard, parse, send
 from tests.contract.scenarios import ADAPTERS, ASGI, WSGI
 
@@ -166,6 +169,157 @@ def test_background_work_knows_its_request(adapter: str, tmp_path: Path) -> None
     assert guarded.shop.after_ids == ["b-1 b-1", "b-2 b-2"]
     assert [line["status_code"] for line in guarded.lines()] == [200, 200]
     assert not any("job" in line for line in guarded.lines()), "bound when the last byte was out"
+
+
+# --- a request within a request
+
+INNER = (
+    "/plain",
+    "/stream",
+    "/file",
+    "/nowhere",
+    "/boom",
+    "/midway",
+    "/edge-refused",
+    "/background",
+)
+READERS = [
+    pytest.param(adapter, reads, id=f"{adapter}: {reads}")
+    for adapter in ADAPTERS
+    for reads in ("closes", "reads", "only asks")
+    if adapter not in ASGI or reads == "closes"  # an ASGI app has sent its answer when it returns
+]
+
+
+@pytest.mark.parametrize("path", INNER)
+@pytest.mark.parametrize(("adapter", "reads"), READERS)
+def test_a_request_that_a_handler_serves_leaves_it_its_own(
+    adapter: str, path: str, reads: str, tmp_path: Path
+) -> None:
+    """A batch endpoint, a preview, a test client in a view: the handler has its own ids as soon as
+    it has the answer, what it binds is on its own line, and a marked function that it calls is
+    decided for its own request. Under WSGI it may leave the answer open, and read it later.
+    """
+    store = f"sqlite:///{tmp_path / 'keys.db'}"
+    keys = {"pepper": "a pepper of the tests", "store": store, "required": ["/secret"]}
+    guarded = guard(adapter, tmp_path, keys=keys)
+    shop, inner = guarded.shop, Request(path, headers=(("X-Request-ID", "inner"),), strict=False)
+    seen: list[object] = []
+    left: list[Any] = []
+
+    def knows() -> None:
+        # Each asks for something else, so that the one before has not decided for it.
+        secret = guarded.ops.require_key(scopes=(f"s{len(seen)}",))(lambda: "secret")
+        with pytest.raises(Refused):
+            secret()
+        seen.append(shop.ids())
+
+    def within() -> None:
+        for _ in range(2):
+            left.append(nested(guarded.app, inner, reads))
+            knows()
+        shop.ops.bind(tenant_id="t-1")
+
+    async def awithin() -> None:
+        for _ in range(2):
+            await serve_asgi(guarded.app, inner)
+            knows()
+        shop.ops.bind(tenant_id="t-1")
+
+    shop.within = awithin if adapter in ASGI else within
+    context: list[object] = []
+    guarded.app, bare = watched(guarded, context), guarded.app
+    answer = guarded.send(Request("/within", headers=(("X-Request-ID", "outer"),)))
+    guarded.app = bare
+    assert (answer.body, answer.header("x-request-id")) == (b"outer outer", ["outer"])
+    assert seen == ["outer outer"] * 2
+    assert context[-1] is None
+    for body in left:
+        getattr(body, "close", lambda: None)()
+    lines = guarded.lines()
+    assert sorted([line["request_id"] for line in lines]) == ["inner", "inner", "outer"]
+    assert [line["request_id"] for line in lines if "tenant_id" in line] == ["outer"]
+    if path == "/background" and reads == "closes":
+        assert guarded.shop.after_ids == ["inner inner"] * 2
+    check_sane(guarded, 3)
+
+
+def nested(app: Any, request: Request, reads: str) -> Any:
+    """Serve a request to a WSGI app here, in this context; its body, if it is still open."""
+    environ: dict[str, Any] = {"PATH_INFO": request.path, "SCRIPT_NAME": "", "REMOTE_ADDR": PEER}
+    environ["wsgi.file_wrapper"] = FileWrapper
+    environ.update({f"HTTP_{n.upper().replace('-', '_')}": v for n, v in request.headers})
+    setup_testing_defaults(environ)
+    body: Any = ()
+    try:
+        body = app(environ, lambda status, headers, exc_info=None: None)
+        if reads != "only asks":
+            b"".join(body)
+    except Exception:  # as a server has it
+        body.close()
+    if reads == "closes":
+        getattr(body, "close", lambda: None)()
+    return () if reads == "closes" else body
+
+
+@EVERYWHERE
+def test_a_request_that_a_server_left_in_the_context_is_not_set_back(
+    adapter: str, tmp_path: Path
+) -> None:
+    """A kept-alive connection may find the one before: it is over, and not the next one's."""
+    guarded = guard(adapter, tmp_path)
+    seen: list[object] = []
+    earlier: list[Any] = []
+
+    def within() -> None:
+        earlier.append(current.get())
+
+    async def awithin() -> None:
+        within()
+
+    guarded.shop.within = awithin if adapter in ASGI else within
+    guarded.send(Request("/within"))
+    assert earlier[0].closed
+    app = watched(guarded, seen)
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        current.set(earlier[0])
+        await app(scope, receive, send)
+
+    def wsgi(environ: Any, start_response: Any) -> Any:
+        current.set(earlier[0])
+        return app(environ, start_response)
+
+    guarded.app = asgi if adapter in ASGI else wsgi
+    guarded.send(Request("/within"))
+    guarded.send(Request("/stream"))
+    assert seen == [None, None]
+    assert earlier[1].outer is None
+
+
+@EVERYWHERE
+def test_a_check_that_a_server_ends_leaves_no_request_in_the_context(
+    adapter: str, tmp_path: Path
+) -> None:
+    """A worker's timeout may be raised anywhere: what was being opened will never be closed."""
+    guarded = guard(adapter, tmp_path)
+    seen: list[object] = []
+
+    def wsgi() -> None:
+        with pytest.raises(Ended):
+            nested(guarded.app, Request("/edge-ended"), "closes")
+        seen.append(current.get())
+
+    async def asgi() -> None:
+        with pytest.raises(Ended):
+            await serve_asgi(guarded.app, Request("/edge-ended"))
+        seen.append(current.get())
+
+    if adapter in ASGI:
+        contextvars.Context().run(asyncio.run, asgi())
+    else:
+        contextvars.Context().run(wsgi)
+    assert seen == [None]
 
 
 # --- ids

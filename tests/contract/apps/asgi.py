@@ -34,7 +34,7 @@ PATHS = {
     *("/plain", "/items", "/empty", "/moved", "/bad", "/broken", "/upload", "/decorated"),
     *("/method", "/class", "/boom", "/stream", "/midway", "/endless", "/background", "/ids"),
     *("/thread", "/bound", "/own-id", "/file", "/handled", "/health", "/wait", "/ws", "/lazy"),
-    *("/write", "/restart", "/late", "/nothing-sent"),
+    *("/write", "/restart", "/late", "/nothing-sent", "/within"),
 }
 
 
@@ -108,6 +108,10 @@ async def http(shop: Shop, scope: Any, receive: Any, send: Any) -> None:
     if path == "/wait":
         shop.ops.bind(tenant_id=shop.ids())
         await asyncio.sleep(0.01)
+        await answer(send, 200, shop.ids().encode())
+        return
+    if path == "/within":
+        await shop.within()
         await answer(send, 200, shop.ids().encode())
         return
     if path == "/background":

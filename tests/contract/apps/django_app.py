@@ -227,6 +227,11 @@ def wait(request: HttpRequest) -> HttpResponse:
     return text(current_shop.ids())
 
 
+def within(request: HttpRequest) -> HttpResponse:
+    current_shop.within()
+    return text(current_shop.ids())
+
+
 def bound(request: HttpRequest) -> HttpResponse:
     current_shop.ops.bind(tenant_id="t-1")
     return text("bound")
@@ -310,6 +315,11 @@ async def async_wait(request: HttpRequest) -> HttpResponse:
     return text(current_shop.ids())
 
 
+async def async_within(request: HttpRequest) -> HttpResponse:
+    await current_shop.within()
+    return text(current_shop.ids())
+
+
 async def async_file(request: HttpRequest) -> FileResponse:
     async def parts() -> AsyncIterator[bytes]:
         yield FILE.read_bytes()
@@ -349,6 +359,7 @@ def _urls(asynchronous: bool) -> list[Any]:
         path("ids", view(ids)),
         path("thread", thread),
         path("wait", view(wait, async_wait)),
+        path("within", view(within, async_within)),
         path("bound", view(bound)),
         path("own-id", view(own_id)),
         path("file", view(file, async_file)),

@@ -154,6 +154,11 @@ def routes(app: FastAPI, shop: Shop) -> None:
         await asyncio.sleep(0.01)
         return text(shop.ids())
 
+    @app.get("/within")
+    async def within() -> Response:
+        await shop.within()
+        return text(shop.ids())
+
     @app.get("/bound")
     async def bound() -> Response:
         shop.ops.bind(tenant_id="t-1")

@@ -152,6 +152,11 @@ def routes(app: Flask, shop: Shop) -> None:
         time.sleep(0.01)
         return text(shop.ids())
 
+    @app.get("/within")
+    def within() -> Response:
+        shop.within()
+        return text(shop.ids())
+
     @app.get("/bound")
     def bound() -> Response:
         shop.ops.bind(tenant_id="t-1")

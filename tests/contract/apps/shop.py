@@ -18,6 +18,10 @@ class Boom(Exception):
     """What the apps raise."""
 
 
+class Ended(BaseException):
+    """What a server raises in a request that takes too long, as gevent does."""
+
+
 class NoOps:
     """Stands for the OpsGuard of the bare app."""
 
@@ -33,6 +37,8 @@ class Shop:
         self.calls: list[str] = []
         self.after_done = threading.Event()
         self.after_ids: list[str] = []
+        self.within: Any = None
+        """What the handler of /within does; under ASGI it is awaited."""
         if not FILE.exists() or FILE.read_bytes() != b"file" * 1000:
             FILE.write_bytes(b"file" * 1000)
 
@@ -96,9 +102,11 @@ NO = Response(418, (("Content-Type", "text/plain"), ("Content-Length", "2")), b"
 
 
 def declare(ops: OpsGuard) -> None:
-    """The two refusals of the contract."""
+    """The two refusals of the contract, and a check that a server puts an end to."""
 
     def refuse_at_edge(exchange: Exchange) -> Response | None:
+        if exchange.path == "/edge-ended":
+            raise Ended
         return NO if exchange.path.endswith("/edge-refused") else None
 
     def refuse_at_route(exchange: Exchange) -> Response | None:

@@ -104,6 +104,13 @@ def wait(shop: Shop, environ: Any, start_response: Any) -> list[bytes]:
     return [body]
 
 
+def within(shop: Shop, environ: Any, start_response: Any) -> list[bytes]:
+    shop.within()
+    body = shop.ids().encode()
+    start(start_response, 200, body, {"Content-Type": "text/plain"})
+    return [body]
+
+
 class Later:
     """An iterable with work to do when it is closed."""
 
@@ -155,6 +162,7 @@ SPECIAL = {
     "/endless": endless,
     "/thread": thread,
     "/wait": wait,
+    "/within": within,
     "/background": background,
     "/lazy": lazy,
     "/write": write,
