@@ -32,6 +32,7 @@ static struct {
     PyObject *site_close, *site_enter, *site_open, *site_endpoint, *site_head;
     PyObject *authorization, *empty;
     PyObject *request_method, *path_info, *script_name, *remote_addr, *file_wrapper, *head, *fail;
+    PyObject *taken_over;
     PyObject *meta, *routed, *input, *container, *store, *closers, *status_code, *lower, *match, *route;
     PyObject *added, *identity, *request, *url_rule, *rule, *rule_endpoint;
 } names;
@@ -91,6 +92,7 @@ set_up(void)
         {&names.request_method, "REQUEST_METHOD"}, {&names.path_info, "PATH_INFO"},
         {&names.script_name, "SCRIPT_NAME"}, {&names.remote_addr, "REMOTE_ADDR"},
         {&names.file_wrapper, "wsgi.file_wrapper"}, {&names.head, "HEAD"}, {&names.fail, "fail"},
+        {&names.taken_over, "taken_over"},
         {&names.meta, "META"}, {&names.routed, "path_info"}, {&names.input, "wsgi.input"},
         {&names.container, "_container"}, {&names.store, "_store"},
         {&names.closers, "_resource_closers"}, {&names.status_code, "status_code"},

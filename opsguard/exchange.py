@@ -204,6 +204,15 @@ class Exchange(Fields):
         if not self.closed:
             self.plan.close(self)
 
+    def taken_over(self) -> bool:
+        """The app is done and has started no answer: whether it has spoken to its client over a
+        websocket of its own instead, as apps under WSGI do. That is recorded as one then.
+        """
+        if self.closed or self.error is not None or self.header("upgrade").lower() != "websocket":
+            return False
+        self.plan.close_upgraded(self)
+        return True
+
     def enter_by(self, label: Callable[[Any], str | None], request: Any) -> None:
         """Enter the route that the user's `label` names, unless there is an answer already."""
         if self.reply is None and self.work is None:

@@ -334,6 +334,24 @@ class Plan:
         except Exception as fault:
             self.failures.report("close", fault)
 
+    def close_upgraded(self, exchange: Exchange) -> None:
+        """A request that became a websocket has ended: it is none in the metrics of requests, whose
+        durations it would spoil, and its access line has status 101.
+        """
+        exchange.closed = True
+        exchange.source = None
+        exchange.ended = self.clock()
+        exchange.status = 101
+        try:
+            if exchange.held is not None and self.admission is not None:
+                self.admission.release(exchange)
+            if self._http is not None:
+                self._http.upgraded(exchange)
+            if self._log is not None:
+                self._log.write(exchange)
+        except Exception as fault:
+            self.failures.report("close", fault)
+
     def late(self, exchange: Exchange, error: BaseException) -> None:
         """The app raised after its answer had ended, in a background task for one."""
         if self._http is None:

@@ -14,7 +14,7 @@ from flask import Blueprint, Flask, abort, current_app, g, request, stream_with_
 from flask import Response as FlaskResponse
 from flask.testing import FlaskClient
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.test import Client
+from werkzeug.test import Client, create_environ
 
 import opsguard_wsgi
 from opsguard import Exchange, InstallError, OpsGuard, Response, SettingsError
@@ -513,6 +513,44 @@ def test_an_aborted_view_is_no_exception(eyes: Eyes) -> None:
     assert buffered(app).get("/a").status_code == 503
     assert eyes.total("http_errors_total", error_type="503") == 1.0
     assert eyes.total("http_errors_total") == 1.0
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(StopIteration, id="gunicorn's way"),
+        pytest.param(ConnectionError, id="Werkzeug's"),
+        pytest.param(None, id="the others'"),
+    ],
+)
+def test_a_websocket_is_101_and_holds_its_slot_until_it_ends(
+    told: type[Exception] | None, eyes: Eyes
+) -> None:
+    """As Flask-Sock has them: the view returns when the socket is closed."""
+
+    class Closed(FlaskResponse):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            if told is not None:
+                raise told
+            return []
+
+    app = an_app(eyes)
+    slot = eyes.ops.limit("1/minute", strategy="concurrency")
+    app.add_url_rule("/ws/<room>", "ws", slot(lambda room: Closed()), websocket=True)
+    for _ in range(2):
+        environ = create_environ("/ws/1", headers={"Connection": "Upgrade", "Upgrade": "websocket"})
+        raised: type[BaseException] | None = None
+        try:
+            assert list(app(environ, lambda *args: print)) == []
+        except (StopIteration, ConnectionError) as stop:
+            raised = type(stop)
+        assert raised is told
+    assert [(line["status_code"], line["endpoint"]) for line in eyes.lines()] == [
+        (101, "/ws/{room}")
+    ] * 2
+    assert eyes.total("websocket_connections_total", endpoint="/ws/{room}") == 2.0
+    assert eyes.total("http_requests_total") == eyes.total("http_errors_total") == 0.0
+    assert eyes.total("http_requests_in_progress") == 0.0
 
 
 # --- streams

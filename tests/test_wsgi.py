@@ -753,6 +753,79 @@ def test_a_status_has_a_reason(status: int, line: str) -> None:
     assert status_line(status) == line
 
 
+# --- websockets of the app's own
+
+
+def stopping(environ: Any, start_response: Any) -> Any:
+    raise StopIteration
+
+
+def dropping(environ: Any, start_response: Any) -> Any:
+    raise ConnectionError
+
+
+def refused_by_its_store(environ: Any, start_response: Any) -> Any:
+    raise ConnectionRefusedError
+
+
+def returning_nothing(environ: Any, start_response: Any) -> Any:
+    return []
+
+
+def generating_nothing(environ: Any, start_response: Any) -> Iterator[bytes]:
+    yield from ()
+
+
+UPGRADE = {"HTTP_CONNECTION": "Upgrade", "HTTP_UPGRADE": "WebSocket"}
+
+
+@pytest.mark.parametrize(
+    "app",
+    [stopping, dropping, returning_nothing, generating_nothing],
+    ids=lambda app: app.__name__.replace("_", " "),
+)
+def test_a_websocket_of_the_apps_own_is_101_and_no_request_in_the_metrics(
+    app: App, tmp_path: Path
+) -> None:
+    """The ways in which servers want to be told that a connection was taken over."""
+    guarded = Guarded(tmp_path, app)
+    server = guarded.run(environ_of(**UPGRADE))
+    raised = {stopping: StopIteration, dropping: ConnectionError}
+    assert type(server.error) is raised.get(app, type(None))
+    assert (server.starts, server.sent) == ([], [])
+    line = guarded.line()
+    assert (line["status_code"], line["level"], line["endpoint"]) == (101, "INFO", "/a")
+    names = {name for name, _ in guarded.samples() if name.startswith(("http", "web", "opsguard"))}
+    assert names == {"websocket_connections_total"}
+    assert guarded.total("websocket_connections_total", endpoint="/a") == 1.0
+
+
+@pytest.mark.parametrize("app", [returning_nothing, generating_nothing])
+def test_without_an_upgrade_an_app_that_starts_no_answer_has_failed(
+    app: App, tmp_path: Path
+) -> None:
+    guarded = Guarded(tmp_path, app)
+    guarded.run(environ_of(HTTP_UPGRADE="h2c"))
+    assert guarded.line()["status_code"] == 500
+    assert guarded.total("http_requests_total", status="500") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("app", "status"),
+    [
+        pytest.param(answering([b"no"], status="400 Bad Request"), 400, id="refused"),
+        pytest.param(raising, 500, id="failed"),
+        pytest.param(refused_by_its_store, 500, id="failed by a connection of the app's"),
+    ],
+)
+def test_an_upgrade_that_is_answered_is_a_request(app: App, status: int, tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, app)
+    assert guarded.run(environ_of(**UPGRADE)).status.startswith(str(status))
+    assert guarded.line()["status_code"] == status
+    assert guarded.total("http_requests_total", status=str(status)) == 1.0
+    assert guarded.total("websocket_connections_total") == 0.0
+
+
 # --- files
 
 

@@ -35,6 +35,10 @@ __all__ = ["send_response", "serve", "status_line"]
 
 Answer = Callable[[Exchange, Exception, "Start"], Iterator[bytes]]
 
+TAKING_OVER = (StopIteration, ConnectionError)
+"""What an app raises to tell its server (gunicorn, Werkzeug's own) to leave the connection to it.
+A connection that fails is of a class below."""
+
 
 def serve(
     app: WSGIApp,
@@ -82,6 +86,10 @@ def serve(
         """The app raised: an answer of ours, or None if the exception is to go on."""
         if isinstance(error, Refused) and not start.asked:  # by a handler's wrapper
             return _whole(exchange, send_response(error.response, start, again=error), start)
+        unstarted = start.headers is None and not start.asked
+        if unstarted and type(error) in TAKING_OVER and exchange.taken_over():
+            leave(exchange)
+            return None
         if propagates is None and isinstance(error, Exception) and not start.asked:
             return _streamed(exchange, answer(exchange, error, start), start, answer)
         exchange.fail(error)
@@ -207,6 +215,8 @@ class Start:
             except Exception:
                 self._exchange.status = 500  # it refuses the headers, and answers for that
                 raise
+        elif not self.asked:
+            self._exchange.taken_over()
 
     def fail(self) -> None:
         """The app failed, and is not answered for: a start that was not heard of is none."""

@@ -446,9 +446,31 @@ recorder_record(Recorder *self, PyObject *exchange)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+recorder_leave(Recorder *self, PyObject *exchange)
+{
+    Exchange *x = as_exchange(exchange);
+    if (x == NULL)
+        return NULL;
+    if (x->series == NULL || !Py_IS_TYPE(x->series, &SeriesType)) /* its route was never entered */
+        Py_RETURN_NONE;
+    Py_ssize_t open = ((Series *)x->series)->in_progress, all;
+    double *cells = cells_of(self, &all);
+    if (cells == NULL)
+        return NULL;
+    if (!inside(all, open, 0)) {
+        no_such_cell();
+        return NULL;
+    }
+    cells[open] -= 1.0;
+    free_place(self, cells, all, x);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef recorder_methods[] = {
     {"begin", (PyCFunction)recorder_begin, METH_O, "As HttpMetrics.begin_with()."},
     {"record", (PyCFunction)recorder_record, METH_O, "As HttpMetrics.record_with()."},
+    {"leave", (PyCFunction)recorder_leave, METH_O, "It is in progress no more, and not recorded."},
     {NULL},
 };
 

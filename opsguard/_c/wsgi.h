@@ -111,12 +111,21 @@ is_500(Exchange *x)
     Py_XDECREF(code);
 }
 
+/* The app is done and has started no answer: it may have had a websocket of its own. 0 or -1. */
+ONE_COPY int
+nothing_started(Start *self)
+{
+    PyObject *done = PyObject_CallMethodNoArgs((PyObject *)self->exchange, names.taken_over);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
 /* There is something to send now, or nothing at all: the server hears of the start. 0 or -1. */
 static int
 start_go(Start *self)
 {
     if (self->status == NULL)
-        return 0;
+        return self->asked ? 0 : nothing_started(self);
     PyObject *status = self->status, *headers = self->headers;
     self->status = self->headers = NULL;
     self->asked = 1;

@@ -268,6 +268,17 @@ class HttpMetrics:
         with self._store.exclusive:
             self._store.cells[open_now] -= 1.0
 
+    def upgraded(self, exchange: Exchange) -> None:
+        """This request was a websocket, which has ended; it is in progress no more."""
+        total = self._sockets.at((exchange.endpoint or UNMATCHED,))
+        with self._store.exclusive:
+            self._store.cells[total] += 1.0
+            if self.recorder is not None:
+                self.recorder.leave(exchange)
+            elif exchange.series is not None:
+                self._store.cells[exchange.series.in_progress] -= 1.0
+                self._places.free(exchange.place)
+
     def series(self, method: str, endpoint: str) -> RouteSeries:
         """The cells of (method, endpoint)."""
         return self.routes.get((method, endpoint)) or self._resolve(method, endpoint)
