@@ -130,10 +130,26 @@ class Admission:
 
     def enforce(self, exchange: Exchange, handler: object) -> Response | None:
         """The route's step for a handler that was called without its hook. Blocks."""
-        return settled(self._late(exchange, handler))
+        before, exchange.marked = exchange.marked, handler  # the wrappers inside need not ask
+        passed = False
+        try:
+            refused = settled(self._late(exchange, handler))
+            passed = refused is None
+        finally:
+            if not passed:  # the app may catch the refusal, and call the handler again
+                exchange.marked = before
+        return refused
 
     async def aenforce(self, exchange: Exchange, handler: object) -> Response | None:
-        return await asettled(self._late(exchange, handler))
+        before, exchange.marked = exchange.marked, handler
+        passed = False
+        try:
+            refused = await asettled(self._late(exchange, handler))
+            passed = refused is None
+        finally:
+            if not passed:
+                exchange.marked = before
+        return refused
 
     def release(self, exchange: Exchange) -> None:
         """The request has ended: return what it held. Never waits in an event loop."""
@@ -328,7 +344,6 @@ class Admission:
 
     def _late(self, exchange: Exchange, handler: object) -> Response | Pending | None:
         try:
-            exchange.marked = handler  # decided about now: the wrappers inside need not
             return self._begun(exchange, self._at_route(exchange, marks_of(handler)))
         except Exception as fault:
             return self._shut(exchange, fault)

@@ -24,6 +24,7 @@ from opsguard import Exchange, OpsGuard, Response
 from opsguard.accelerator import speed
 from opsguard.context import current
 from opsguard.context import of_error as signature_of
+from opsguard.exceptions import Refused
 from opsguard.metrics.http import HttpMetrics
 from opsguard.testing import Request, call_asgi
 from opsguard_asgi import KEY, off_loop
@@ -928,6 +929,34 @@ def test_a_refusal_of_a_decorator_ends_a_websocket(where: str, tmp_path: Path) -
     assert wire.sent[-1] == {"type": "websocket.close", "code": 1008}
     assert guarded.line()["status_code"] == (101 if where == "when open" else 403)
     assert guarded.total("http_errors_total") == 0.0
+
+
+def test_a_refusal_that_the_app_catches_is_one_each_time(tmp_path: Path) -> None:
+    keys = {"pepper": "p" * 32, "store": f"sqlite:///{tmp_path}/keys.db"}
+    ops = made(tmp_path, keys=keys)
+    refused: list[int] = []
+
+    @ops.require_key
+    async def secret() -> None:
+        pytest.fail("it ran")
+
+    @ops.require_key
+    def other_secret() -> None:
+        pytest.fail("it ran")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for ask in (secret, secret, other_secret, other_secret, secret):
+            try:
+                waiting = ask()
+                if waiting is not None:
+                    await waiting
+            except Refused as refusal:
+                refused.append(refusal.response.status)
+        await send(start())
+        await send(body())
+
+    assert Guarded(tmp_path, app, ops=ops).run(Wire()) is None
+    assert refused == [401] * 5
 
 
 def test_an_exception_of_a_websocket_knows_its_request(tmp_path: Path) -> None:
