@@ -228,6 +228,7 @@ class Plan:
             record=None if http is None else http.record_with(),
             queue=None if log is None else log.queue,
             most=0 if log is None else log.most,
+            longest=0.0 if log is None else log.longest,
             drain=_nothing if log is None else log.drain,
             nudge=_nothing if log is None else log.nudge,
             muted=PROBES | set(self._endpoints),
@@ -429,8 +430,10 @@ class Plan:
         count_error = None if http is None else http.error
         log = self._log
         queue = None if log is None else log.queue
-        most, drain, nudge = (
-            (0, _nothing, _nothing) if log is None else (log.most, log.drain, log.nudge)
+        most, longest, drain, nudge = (
+            (0, 0.0, _nothing, _nothing)
+            if log is None
+            else (log.most, log.longest, log.drain, log.nudge)
         )
         ours = self.admission
 
@@ -450,7 +453,8 @@ class Plan:
                         _count_error(count_error, exchange)
                 if queue is not None and (status >= 400 or exchange.endpoint not in muted):
                     queue.append(exchange)
-                    if len(queue) >= most or status >= 500:
+                    late = exchange.ended - queue.since > longest
+                    if late or len(queue) >= most or status >= 500:
                         drain()
                     elif len(queue) == 1:
                         nudge()

@@ -8,9 +8,11 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from opsguard import OpsGuard
 from opsguard.exchange import Exchange
 from opsguard.logging import AccessLog, Sink, access_line, access_template
 from opsguard.logging.targets import PIPE_BUF
@@ -195,6 +197,35 @@ def test_the_first_in_the_queue_is_written_without_another_request(tmp_path: Pat
         arrived.wait(0.01)
     assert len(bench.path.read_text().splitlines()) == 1
     bench.sink.close()
+
+
+@pytest.mark.parametrize("path", ["Python", "C"])
+def test_a_request_that_ends_beside_lines_that_have_waited_too_long_takes_them_along(
+    path: str, tmp_path: Path
+) -> None:
+    """As a server does that always has requests waiting, and so no moment to look after lines."""
+    log = tmp_path / "log"
+    ops = OpsGuard("shop", logging={"file": str(log)}, metrics={"enabled": False})
+    plan = ops.runtime().plan
+    if path == "C" and plan.core is None:
+        pytest.skip("opsguard._speed was not built")
+    close = plan.core.close if path == "C" else plan._close_with()
+    ops.runtime().sink.nudge = nudged = Mock()  # type: ignore[method-assign]
+
+    def lines() -> int:
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    for before, began in ((0, 5.0), (5, 6.0)):
+        for waited in (0.0, 0.0625, 0.09375):
+            close(exchange(ended=began + waited, held=None, left=False))
+        assert lines() == before
+        close(exchange(ended=began + 0.125, held=None, left=False))
+        assert lines() == before + 4
+        close(exchange(ended=began + 0.25, held=None, left=False))
+        assert lines() == before + 4, "the next batch begins anew"
+        ops.runtime().sink.flush()
+    assert nudged.call_count == 4
+    ops.runtime().sink.close()
 
 
 def test_a_listener_of_the_logger_hears_every_line(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ typedef struct {
     PyObject_HEAD
     Brief *briefs; /* a ring: `count` of them from `first` on */
     Py_ssize_t room, first, count;
+    double since; /* when the exchange ended that found it empty */
 } Queue;
 
 enum { ROOM = 128 }; /* a power of two, and so are its doubles */
@@ -84,6 +85,8 @@ push_exchange(Queue *self, Exchange *x)
     brief->started = x->started;
     brief->ended = x->ended;
     brief->sent = x->sent;
+    if (self->count == 1)
+        self->since = x->ended;
     return 0;
 }
 
@@ -203,6 +206,11 @@ static PyMethodDef queue_methods[] = {
     {NULL},
 };
 
+static PyMemberDef queue_members[] = {
+    {"since", T_DOUBLE, offsetof(Queue, since), READONLY, NULL},
+    {NULL},
+};
+
 static PySequenceMethods queue_sequence = {.sq_length = (lenfunc)queue_length};
 
 static PyTypeObject QueueType = {
@@ -214,6 +222,7 @@ static PyTypeObject QueueType = {
     .tp_traverse = (traverseproc)queue_traverse,
     .tp_clear = (inquiry)queue_clear,
     .tp_methods = queue_methods,
+    .tp_members = queue_members,
     .tp_as_sequence = &queue_sequence,
 };
 
@@ -228,6 +237,7 @@ struct Core {
     Recorder *recorder; /* what `begin` and `record` belong to; NULL: they are called */
     unsigned long long hushed, served; /* bit n: one of `muted`, of `endpoints` has this mark_of() */
     Py_ssize_t most;
+    double longest; /* so many in the queue, or so many seconds since its first, are a batch */
 };
 
 #define CORE_OBJECTS(X) \
@@ -274,16 +284,18 @@ static PyObject *
 core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"plan",   "current", "endpoints", "edge",  "identify",    "resolve",
-                           "route",  "begin",   "record",    "queue", "most",        "drain",
-                           "nudge",  "muted",   "count_error", "release", "report", "key_header", NULL};
+                           "route",  "begin",   "record",    "queue", "most",        "longest",
+                           "drain",  "nudge",   "muted",     "count_error", "release", "report",
+                           "key_header", NULL};
     PyObject *plan, *current, *endpoints, *edge, *identify, *resolve, *route, *begin, *record, *queue;
     PyObject *drain, *nudge, *muted, *count_error, *release, *report, *key_header;
     Py_ssize_t most;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOnOOO!OOOO", keys, &plan,
+    double longest;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OO!O!OOOOOOOndOOO!OOOO", keys, &plan,
                                      &PyContextVar_Type, &current, &PyDict_Type, &endpoints, &edge,
-                                     &identify, &resolve, &route, &begin, &record, &queue, &most, &drain,
-                                     &nudge, &PyFrozenSet_Type, &muted, &count_error, &release,
-                                     &report, &key_header))
+                                     &identify, &resolve, &route, &begin, &record, &queue, &most,
+                                     &longest, &drain, &nudge, &PyFrozenSet_Type, &muted, &count_error,
+                                     &release, &report, &key_header))
         return NULL;
     if (queue != Py_None && !Py_IS_TYPE(queue, &QueueType)) {
         PyErr_SetString(PyExc_TypeError, "a Queue is needed");
@@ -300,6 +312,7 @@ core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (recorder != NULL && recorder == recorder_of(record, (PyCFunction)recorder_record))
         self->recorder = recorder; /* `begin` keeps it alive */
     self->most = most;
+    self->longest = longest;
     return (PyObject *)self;
 }
 
@@ -353,9 +366,10 @@ queue_up(Core *self, Exchange *x, long status)
     if (push_exchange(queue, x) < 0)
         return -1;
     Py_ssize_t waiting = queue->count;
-    PyObject *next = waiting >= self->most || status >= 500 ? self->drain
-                     : waiting == 1                         ? self->nudge
-                                                            : NULL;
+    int late = x->ended - queue->since > self->longest;
+    PyObject *next = late || waiting >= self->most || status >= 500 ? self->drain
+                     : waiting == 1                                 ? self->nudge
+                                                                    : NULL;
     if (next == NULL)
         return 0;
     PyObject *done = PyObject_CallNoArgs(next);

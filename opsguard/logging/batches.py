@@ -3,7 +3,9 @@
 A line made on the request path costs twice what it costs in a loop, where code and data are in the
 processor's caches. So a finished exchange is appended to a queue (the accelerator's keeps no more
 of it than its line will say), and the lines of a batch are made together, when the batch is full or
-the sink's thread comes by, at the latest after 100 ms.
+the sink's thread comes by, at the latest after 100 ms. A request that ends later than that beside
+others that still wait makes them itself: a server that says when it has nothing to do never says so
+while requests wait for it.
 What may be lost is what may be lost of finished lines too: the sink buffers those as long.
 """
 
@@ -21,7 +23,7 @@ from opsguard.accelerator import speed
 from opsguard.clock import Clock
 from opsguard.logging.access import LOGGER, AccessLine
 from opsguard.logging.encode import quote, utc_second
-from opsguard.logging.sink import Sink
+from opsguard.logging.sink import TICK, Sink
 
 if TYPE_CHECKING:
     from opsguard.exchange import Exchange
@@ -37,7 +39,12 @@ _STATUSES = 1000
 class Waiting(deque[Any]):
     """Finished exchanges, each as it is when put in: what is bound later is for later lines."""
 
+    since = 0.0
+    """When the one ended that found the queue empty: none in it waits for longer."""
+
     def append(self, exchange: Exchange) -> None:
+        if not self:
+            self.since = exchange.ended
         super().append((exchange, exchange.fields))
 
     def popleft(self) -> Exchange:
@@ -73,6 +80,8 @@ class AccessLog:
         self.queue: Waiting = Waiting() if speed is None else speed.Queue()
         self.most = BATCH if batch else 1
         """So many in the queue are a batch."""
+        self.longest = TICK
+        """And so are fewer, if the last ended so many seconds after `queue.since`."""
         self._line = line(lambda: self._moment)
         self._moment = 0.0
         self._one_long_line = threading.RLock()  # `_line` reads the moment of its own line
