@@ -309,13 +309,18 @@ def test_granian_joins(join: Configure, sink: Lines, capfd: pytest.CaptureFixtur
 
 
 def test_django_joins_and_its_4xx_warnings_do_not_double_the_access_line(
-    join: Configure, sink: Lines, capfd: pytest.CaptureFixture[str]
+    join: Configure,
+    sink: Lines,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from django.conf import settings
     from django.utils.log import DEFAULT_LOGGING
 
-    if not settings.configured:
-        settings.configure(DEBUG=True)
+    from tests.contract.apps.django_app import configure
+
+    configure()  # once for all tests of this process
+    monkeypatch.setattr(settings, "DEBUG", True)  # else Django's own handlers are silent
     logging.config.dictConfig(DEFAULT_LOGGING)
     join()
     server_lines(sink, capfd, "django", "django.request", "django.security.csrf")
