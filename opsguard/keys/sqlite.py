@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from opsguard.forks import in_child
+from opsguard.forks import in_child, in_each_child
 from opsguard.keys.identity import KeyRecord
 from opsguard.keys.stores import (
     COLUMNS,
@@ -74,7 +74,9 @@ class _Opened:
 
 
 _inherited: list[_Opened] = []
-"""The parent's, to the end of the process: they are not ours to close."""
+"""The parent's: they are not ours to close before the process ends."""
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_taken: list[threading.Lock] = []
 
 
 class SqliteStore:
@@ -90,6 +92,7 @@ class SqliteStore:
         self._check = check
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
+        _stores.add(self)
         in_child(self, SqliteStore._after_fork)
 
     def find(self, digest: bytes) -> KeyRecord | None:
@@ -220,6 +223,23 @@ class SqliteStore:
             "INSERT INTO opsguard_keys_meta VALUES (?, ?)",
             [("schema", str(SCHEMA)), ("pepper", self._check)],
         )
+
+
+def _before_fork() -> None:
+    # SQLite has mutexes of its own, for all connections: a child that is forked while another
+    # thread holds one would wait for it for ever.
+    locks = [store._lock for store in list(_stores)]
+    _taken.extend(lock for lock in locks if lock.acquire(timeout=2 * BUSY / 1000))
+
+
+def _after_fork() -> None:
+    while _taken:
+        _taken.pop().release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
+in_each_child(_after_fork)
 
 
 def _has_tables(connection: sqlite3.Connection) -> bool:
