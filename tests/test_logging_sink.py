@@ -676,6 +676,59 @@ def test_a_forked_child_may_have_an_output_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "child\n"
 
 
+def test_what_a_forked_child_captures_gets_no_lines() -> None:
+    """A job of a pool that captures what a library prints, at its first line."""
+    script = """
+        import contextlib, io, os
+        from opsguard.logging import Sink
+        sink = Sink(durability="line")
+        sink.write("parent")
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.redirect_stdout(io.StringIO()) as captured:
+                sink.write("child")
+            sink.write("after")
+            os._exit(captured.getvalue() != "")
+        assert os.waitpid(pid, 0)[1] == 0
+    """
+    assert run(script).stdout == b"parent\nchild\nafter\n"
+
+
+def test_a_stream_made_of_the_detached_own_one_is_the_own_one() -> None:
+    """An idiom for another encoding."""
+    script = """
+        import contextlib, io, sys
+        sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8")
+        from opsguard.logging import Sink
+        sink = Sink(durability="line")
+        with contextlib.redirect_stdout(io.StringIO()) as captured:
+            sink.write("a line")
+        sys.exit(captured.getvalue() != "")
+    """
+    assert run(script).stdout == b"a line\n"
+
+
+def test_an_object_that_logged_once_is_followed_by_the_next_one(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken for one that logs all it is given; what takes its place is not."""
+
+    class Warns(io.StringIO):
+        def write(self, text: str) -> int:
+            sink.write("slow", True)
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "__stdout__", pipe.stream)
+    monkeypatch.setattr(sys, "stdout", Warns())
+    sink = Sink()
+    sink.write("one", True)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    sink.write("two", True)
+    assert isinstance(sys.stdout, io.StringIO)
+    assert sys.stdout.getvalue() == "two\n"
+    sink.close()
+
+
 def test_standard_output_without_a_descriptor_is_written_to_as_an_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

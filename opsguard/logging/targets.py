@@ -51,20 +51,22 @@ class Stdout:
     """The process's standard output.
 
     That is what `sys.stdout` was when we first looked, if it writes to where Python's own stream
-    does, until it is closed or the process forks: what takes its place later, for instance with
+    does, until it is closed: what takes its place later, for instance with
     `contextlib.redirect_stdout`, is meant for what one request prints, and is there for all
-    threads. Had somebody led `sys.stdout` elsewhere before us (a notebook, a test's capture), the
-    same hands replace it at any time, so it is looked up at each write.
+    threads. A forked child may choose another one that has a descriptor. Had somebody led
+    `sys.stdout` elsewhere before us (a notebook, a test's capture), the same hands replace it at
+    any time, so it is looked up at each write.
 
     Python's own stream also stands for an object that logs whatever is written to it, as those do
     that lead `print` to logging: each line would bring one more, without an end.
     """
 
-    __slots__ = ("_channel", "_echo", "_kept", "_send", "_stream", "_within", "stale")
+    __slots__ = ("_channel", "_echo", "_former", "_kept", "_send", "_stream", "_within", "stale")
 
     def __init__(self) -> None:
         self._stream: Any = sys.stdout
         self._kept = _is_own(sys.stdout)
+        self._former: Any = None  # what was kept before a fork
         self._channel: Channel | None = None
         self._send: Send = self._send_to_object
         self._within = False  # the `write` of an object
@@ -75,6 +77,8 @@ class Stdout:
         if self._kept and not _ended(self._stream):
             return self._stream
         stream = sys.stdout
+        if self._former is not None and not _ended(self._former) and _is_object(stream):
+            return self._former
         if stream is None or stream is not self._echo:
             return stream
         own = sys.__stdout__
@@ -83,7 +87,8 @@ class Stdout:
     def prepare(self) -> Send:
         stream = self._current()
         if stream is not self._stream:
-            self._stream, self._kept = stream, _is_own(stream)
+            # What stands for an object that logs is not kept: another one may take its place.
+            self._stream, self._kept = stream, sys.stdout is not self._echo and _is_own(stream)
         elif not self.stale:
             return self._send
         try:
@@ -113,15 +118,20 @@ class Stdout:
                 stream.flush()
         finally:
             self._within = False
-        # If it came back as lines, it has been written nowhere yet.
-        return self.prepare()(data) if stream is self._echo else len(data)
+        if stream is not self._echo:
+            return len(data)
+        send = self.prepare()  # it came back as lines, so it has been written nowhere yet
+        return send(data)
 
     def reentered(self) -> None:
-        # A signal handler that logs at this very moment looks the same. No line is lost by it.
+        # A signal handler that logs at this very moment looks the same, and so does an object that
+        # warns of something: no line is lost by it.
         if self._within:
             self._echo = self._stream
 
     def close(self) -> None:
+        if self._kept:
+            self._former = self._stream
         self._stream, self._kept = None, False
         self._hang_up()
 
@@ -209,9 +219,9 @@ class Channel:
         if reopened is not None or stat.S_ISREG(status.st_mode):
             self.send = self._send_plain
         elif stat.S_ISSOCK(status.st_mode) and _TOLD_BY_CALL:
-            # Said to be non-blocking, which only Python's object then is. Else it would take over
-            # the app's `socket.setdefaulttimeout`: Python sets O_NONBLOCK for that, and `send`
-            # waits so long. Nothing depends on the rest of the type.
+            # The type says non-blocking, so that Python's object passes over the app's
+            # `socket.setdefaulttimeout`, for which it would set O_NONBLOCK and wait in `send`. The
+            # open file itself is not changed. Nothing depends on the rest of the type.
             how = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
             self._socket = socket.socket(type=how, fileno=self._ours)
             self.send = self._send_socket
@@ -274,9 +284,20 @@ def _descriptor_of(stream: Any) -> int | None:
 
 def _is_own(stream: Any) -> bool:
     """Whether it writes to where Python's own stream does: it is that, or was made of it."""
+    own = sys.__stdout__
     try:
         number = _descriptor_of(stream)
-        return number is not None and number == _descriptor_of(sys.__stdout__)
+        # One whose buffer was taken out, to make another stream of it, does not tell its number.
+        theirs = 1 if own is not None and _ended(own) else _descriptor_of(own)
+    except OSError:
+        return False
+    return number is not None and number == theirs
+
+
+def _is_object(stream: Any) -> bool:
+    """Whether it is one without a descriptor, as what captures what is printed."""
+    try:
+        return _descriptor_of(stream) is None
     except OSError:
         return False
 
