@@ -588,6 +588,22 @@ def test_a_count_without_a_sum_is_dropped_where_strict_readers_refuse_it() -> No
     assert 'drift_count{host="a"} 1.0' in scrape(users)
 
 
+def test_such_a_count_is_dropped_where_others_of_its_family_have_a_sum() -> None:
+    drift = Histogram("drift", "", ["host"], buckets=(-1, 1), registry=None)
+    drift.labels("a").observe(0)
+    plain = Histogram("drift", "", ["host"], buckets=(1,), registry=None)
+    plain.labels("b").observe(0)
+
+    class Both:
+        def collect(self) -> Iterator[Metric]:
+            yield from drift.collect()
+            yield from plain.collect()
+
+    page = scrape(registry(Both()), accept=OPENMETRICS)
+    assert samples(page, OPENMETRICS)["drift_count|host=b"] == 1
+    assert 'drift_count{host="a"}' not in page
+
+
 def test_names_beyond_ascii_when_asked_for() -> None:
     """With escaping=allow-utf-8 the names stay, quoted."""
     accept = f"{OPENMETRICS};version=1.0.0;escaping=allow-utf-8"

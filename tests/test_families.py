@@ -828,3 +828,23 @@ def test_families_are_exposed_in_the_order_of_their_declaration() -> None:
     for name in ("c", "a", "b"):
         metrics.gauge(name).set(1)
     assert names_of(parsed(metrics, False)) == ["c", "a", "b"]
+
+
+def test_a_complaint_of_the_file_is_told_without_the_lock() -> None:
+    """A log handler may count in a thread that waits for what the teller's handler holds."""
+    reached: list[bool] = []
+
+    def nowhere() -> Any:
+        raise PermissionError("no")
+
+    def complain(site: str, error: BaseException | None) -> None:
+        def count() -> None:
+            reached.append(store.lock.acquire(timeout=5.0))
+
+        other = threading.Thread(target=count)
+        other.start()
+        other.join()
+
+    store = Store(nowhere, complain)
+    Family(store, "n", "", "counter", ("a",)).at(("x",))
+    assert reached == [True]

@@ -70,7 +70,9 @@ def named(path: Path | None, number: int, pid: int) -> bool:
 
 
 def one_series(store: Store, count: int = 1) -> int:
-    return store.series(store.family({"name": "n"}), ("a",), count)
+    at = store.series(store.family({"name": "n"}), ("a",), count)
+    store.tell()
+    return at
 
 
 def hammer(work: Callable[[], None]) -> None:

@@ -198,7 +198,7 @@ def shown(worker: Worker) -> Samples:
 
 def test_beyond_the_limit_every_worker_folds_the_same_label_sets(crew: Crew) -> None:
     """Whoever answers, nothing goes up or down by it: those of the dead have their places, then
-    those of the worker that started first.
+    those of the worker that started first. When one ends, it may be others' turn.
     """
     workers = [crew(limit=3) for _ in range(3)]
     for number, worker in enumerate(workers):

@@ -237,7 +237,7 @@ class Limiter:
         serve `post` as POST.
         """
         found = self._by_method.get(method)
-        return found or self._by_method.get(method.upper(), self._others)
+        return self._by_method.get(method.upper(), self._others) if found is None else found
 
     def _path(self, pattern: str, policy: Policy) -> _Path:
         if policy.exempt:

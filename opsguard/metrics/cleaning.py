@@ -147,9 +147,13 @@ def _drop_lone_count(family: Metric) -> None:
     """OpenMetrics allows a histogram no count without a sum, which prometheus_client exposes where
     a bound is negative. The bucket of +Inf says the same.
     """
-    if not any(sample.name == f"{family.name}_sum" for sample in family.samples):
-        count = f"{family.name}_count"
-        family.samples = [sample for sample in family.samples if sample.name != count]
+    total, count = f"{family.name}_sum", f"{family.name}_count"
+    summed = {frozenset(one.labels.items()) for one in family.samples if one.name == total}
+    family.samples = [
+        one
+        for one in family.samples
+        if one.name != count or frozenset(one.labels.items()) in summed
+    ]
 
 
 class Only:

@@ -40,7 +40,8 @@ def check_exemplar(labels: Mapping[str, str]) -> dict[str, str]:
     for name in texts:
         if not LABEL.fullmatch(name):
             raise ValueError(
-                f"{name!r} is not a label name for an exemplar: letters, digits and _ only"
+                f"{name!r} is not a label name for an exemplar: letters, digits and _, "
+                "and no digit or __ at its beginning"
             )
     size = sum([len(name) + len(text) for name, text in texts.items()])
     if size > _LONGEST:

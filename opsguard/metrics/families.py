@@ -186,6 +186,7 @@ class Family:
             if found is None:
                 found = self._add(values)
             warn = self._overflowed and not warned
+        self.store.tell()
         if warn:  # not under the lock: a log handler may count, and wait for it
             logging.getLogger("opsguard").warning(
                 "metric %s has reached its %d label sets; further ones are counted together as %s",

@@ -4,9 +4,10 @@ A reading is consistent without a lock: the retired file is read first, then eve
 not contain; if another retired file is there by then, again. Nobody ever waits for another process,
 stopped or not.
 
-A reading is whole, or there is none. Without a file that cannot be opened at the moment, counters
-would fall: to Prometheus a restart, and when it is back a burst of events that never were. With
-what was read of it last they would fall as well, if another worker has answered since.
+While no descriptor or memory is left there is no reading. Without a file that cannot be opened at
+the moment, counters would fall: to Prometheus a restart, and when it is back a burst of events that
+never were. With what was read of it last they would fall as well, if another worker has answered
+since.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Gathering:
         """The numbers of all workers; None if this one is alone and nobody was before it, or if its
         file was deleted: who has no part in the sums of the others tells of itself.
 
-        Raises OSError if there are others who cannot be read now, as no file descriptor is left.
+        Raises OSError if no file descriptor or memory is left: then nobody can say whether there
+        are others.
         """
         path = self._store.path
         if path is None:

@@ -47,8 +47,7 @@ class Merge:
 
     def _begin(self) -> None:
         self._width = 0
-        self._folded = False
-        """Whether a label set that was just laid out has no place of its own."""
+        self._folded = False  # whether a label set that was just laid out got no place of its own
         self._columns: dict[str, _Column] = {}
         self._places: dict[Definition, dict[tuple[str, ...], int]] = {}
         self._chosen: dict[int, tuple[str, list[tuple[str, int]]]] = {}
@@ -79,9 +78,11 @@ class Merge:
         grown, self._folded = bool(self._columns), False
         for source in sources:
             self._fit(source)
-        if self._folded and grown:
-            self._begin()
-            self._fit_all(sources)
+        if not (self._folded and grown):
+            return
+        self._begin()
+        for source in sources:
+            self._fit(source)
 
     def _fit(self, source: Source) -> None:
         """Lay out the series of a source that are new."""

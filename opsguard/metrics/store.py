@@ -144,6 +144,7 @@ class Store(Shelf):
         self._revision = 0
         self._exemplars = ExemplarTable(self)
         self._heeded = False
+        self._untold: Exception | None = None
         in_child(self, Store._after_fork)
         start_over(self, Store._begin_anew)
 
@@ -169,6 +170,14 @@ class Store(Shelf):
             self._exemplars.keep(cell, exemplar)
         except StoreFull:
             return
+
+    def tell(self) -> None:
+        """Complain of what has kept a record from the file. Whoever records calls it, without the
+        lock: a log handler may count something new, and wait for that.
+        """
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            self._complain(_NO_FILE, untold)
 
     def table(self, kind: int, count: int) -> int:
         """Record a table of `count` cells; returns the index of the first. Raises StoreFull."""
@@ -254,9 +263,7 @@ class Store(Shelf):
         record = pack_record(kind, key, bytes(8 * count))
         with self.lock:
             if self._map is None:
-                complaint = self._open(PREFACE)
-                if complaint is not None:  # only now, as a complaint is counted in here too
-                    self._complain(_NO_FILE, complaint)
+                self._untold = self._open(PREFACE)
             self._reserve(self._used + len(record))
             start = self._used
             self.write(start, record)

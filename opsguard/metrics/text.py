@@ -112,7 +112,8 @@ def _distributions(family: Definition, numbers: Numbers, openmetrics: bool) -> I
     bounds = _bounds(family)
     buckets = "".join([f'{name}_bucket{{\0le="{bound}"}} %d\n' for bound in bounds])
     totals = f"{name}_count\1 %d\n{name}_sum\1 %s\n"
-    exemplars, summed = numbers.exemplars if openmetrics else {}, family.summed
+    exemplars = numbers.exemplars if openmetrics else {}
+    summed = family.summed
     for values, at in numbers.series.items():
         plain = pairs_of(values)
         pairs = plain.replace("%", "%%")
