@@ -305,7 +305,7 @@ def in_a_mount_of_a_router(app: FastAPI) -> str:
 
 
 def in_itself(app: FastAPI) -> str:
-    """An alias for a prefix."""
+    """An alias for a prefix: the route is the same, and so are its limits."""
     app.get("/own/{id}")(lambda id: id)
     app.mount("/alias", app)
     app.mount("/other", app)
@@ -368,7 +368,7 @@ ROUTES = {
     in_a_router_of_a_sub_application: "/sub/{tenant}/api/users/{id}",
     for_one_host: "/host/{id}",
     in_a_mount_of_a_router: "/v1/sub/items/{id}",
-    in_itself: "/alias/own/{id}",
+    in_itself: "/own/{id}",
     with_routes_of_another_framework: "/theirs/{path}",
     behind_a_bridge_to_wsgi: "/old/{path}",
 }
@@ -397,11 +397,7 @@ def test_a_route_is_entered_under_its_whole_template(
     assert eyes.total("http_requests_in_progress") == 0.0
 
 
-@pytest.mark.parametrize(
-    "declare",
-    [declare for declare in ROUTES if declare is not in_itself],  # named as its route at first
-    ids=lambda declare: declare.__name__,
-)
+@pytest.mark.parametrize("declare", ROUTES, ids=lambda declare: declare.__name__)
 def test_a_route_added_while_serving_is_named_at_once_and_entered_from_the_second_request_on(
     declare: Callable[[FastAPI], str], eyes: Eyes, entered: list[Any]
 ) -> None:
@@ -506,6 +502,28 @@ def test_a_method_that_a_middleware_changes_is_the_one_that_counts_for_the_route
     install(app, eyes.ops)
     assert TestClient(app).head("/a").status_code == 200
     assert [endpoint for endpoint, _ in entered] == ["/a"]
+
+
+def test_a_limit_holds_for_all_paths_of_an_app_that_is_mounted_in_itself(eyes: Eyes) -> None:
+    app = FastAPI()
+    app.get("/a")(eyes.ops.limit("1/hour")(handler))
+    app.mount("/self", app)
+    install(app, eyes.ops)
+    client = TestClient(app)
+    statuses = [client.get(f"{'/self' * times}/a").status_code for times in (0, 1, 2, 1)]
+    assert statuses == [200, 429, 429, 429]
+
+
+def test_routers_in_one_another_serve(eyes: Eyes, entered: list[Any]) -> None:
+    one, other = Router(), Router()
+    one.mount("/x", other)
+    other.mount("/x", one)
+    one.add_route("/a", text)
+    app = Starlette(routes=[Mount("/r", app=one)])
+    install(app, eyes.ops)
+    for path in ("/r/a", "/r/x/x/a"):
+        assert TestClient(app).get(path).status_code == 200
+    assert [endpoint for endpoint, _ in entered] == ["/r/a"] * 2
 
 
 def test_the_documentation_has_routes_of_its_own(eyes: Eyes) -> None:
@@ -1213,6 +1231,21 @@ def test_a_refused_websocket_is_closed_and_answered_no_more(eyes: Eyes) -> None:
     }
     asyncio.run(app(scope, receive, send))
     assert sent == ["websocket.close"]
+    assert eyes.total("http_errors_total") == 0.0
+
+
+def test_a_refusal_after_the_app_has_closed_its_websocket_closes_it_no_more(eyes: Eyes) -> None:
+    app = FastAPI()
+    install(app, eyes.ops)
+
+    @app.websocket("/ws")
+    async def closed(websocket: WebSocket) -> None:
+        await websocket.close()
+        raises()
+
+    with pytest.raises(WebSocketDisconnect) as end, TestClient(app).websocket_connect("/ws"):
+        pass
+    assert end.value.code == 1000
     assert eyes.total("http_errors_total") == 0.0
 
 

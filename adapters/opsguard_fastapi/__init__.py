@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 
 from opsguard import InstallError, OpsGuard
 from opsguard.exceptions import Refused
@@ -101,7 +101,8 @@ def _answer_refusals(app: Starlette) -> None:
 async def _refused(connection: HTTPConnection, refusal: Exception) -> Response | None:
     assert isinstance(refusal, Refused)
     if isinstance(connection, WebSocket):
-        await connection.close(1008)  # "policy violation", RFC 6455
+        if connection.application_state is not WebSocketState.DISCONNECTED:
+            await connection.close(1008)  # "policy violation", RFC 6455
         return None
     answer = refusal.response
     return Response(answer.body, answer.status, headers=dict(answer.headers))

@@ -28,33 +28,38 @@ _PREFIX = "opsguard.prefix"
 """The scope's key of what the mounts passed so far stand for, such as ``/tenants/{tenant}``."""
 
 _DEEPEST = 32  # mounts in mounts
-Above = tuple[object, ...]
-"""The routers on the way to one: an app may be mounted in itself."""
+Above = tuple[tuple[object, str], ...]
+"""The routers on the way to one, each with what the mounts before it stand for."""
 Handle = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def hook_routes(app: Any, above: Above = ()) -> None:
-    """Hook all routes below `app` that are not hooked yet."""
+def hook_routes(app: Any, prefix: str = "", above: Above = ()) -> None:
+    """Hook all routes below `app` that are not hooked yet. An app that is mounted in itself has its
+    routes once: a limit on one of them holds for all of its paths.
+    """
     router = _router(app)
+    above = (*above, (router, prefix))
     for route in _routes(router):
         inner = _inner(route)
         if inner is None:
             _hook_leaf(route)
             continue
+        again = _prefix_above(inner, above)
         if isinstance(route, Mount):
-            _hook_mount(route)
-        if _router(inner) not in above:
-            hook_routes(inner, (*above, router))
+            _hook_mount(route, again)
+        if again is None:
+            hook_routes(inner, prefix + _prefix(route), above)
 
 
 def served(app: Any, prefix: str = "", above: Above = ()) -> Iterator[Served]:
     """The routes below `app`, with their whole templates. HEAD goes with GET."""
     router = _router(app)
+    above = (*above, (router, prefix))
     for route, template in _templates(router):
         inner = _inner(route)
         if inner is not None:
-            if _router(inner) not in above:
-                yield from served(inner, prefix + _prefix(route), (*above, router))
+            if _prefix_above(inner, above) is None:
+                yield from served(inner, prefix + _prefix(route), above)
             continue
         handler = getattr(route, "endpoint", None) or getattr(route, "app", None)
         for method in _methods(route):
@@ -64,10 +69,11 @@ def served(app: Any, prefix: str = "", above: Above = ()) -> Iterator[Served]:
 def depends_on(app: Any, callables: Iterable[object], above: Above = ()) -> bool:
     """Whether any route below `app` has one of these among its dependencies, at whatever depth."""
     wanted, router = list(callables), _router(app)
+    above = (*above, (router, ""))
     for route in _contexts(router):
         inner = _inner(route)
-        below = (*above, router)
-        if inner is not None and _router(inner) not in below and depends_on(inner, wanted, below):
+        known = inner is None or _prefix_above(inner, above) is not None
+        if not known and depends_on(inner, wanted, above):
             return True
         waiting = [getattr(route, "dependant", None)]
         while waiting:
@@ -96,10 +102,11 @@ def mounted(app: Any, above: Above = ()) -> Iterator[Starlette]:
     if isinstance(app, Starlette):
         yield app
     router = _router(app)
+    above = (*above, (router, ""))
     for route in _routes(router):
         inner = _inner(route)
-        if inner is not None and _router(inner) not in (*above, router):
-            yield from mounted(inner, (*above, router))
+        if inner is not None and _prefix_above(inner, above) is None:
+            yield from mounted(inner, above)
 
 
 def _methods(route: Any) -> Iterable[str]:
@@ -230,18 +237,26 @@ def _hook_leaf(route: BaseRoute) -> None:
     _set_handle(route, twin)
 
 
-def _hook_mount(mount: Mount) -> None:
-    """An app with routes is mounted there: what the mount stands for is passed on to them."""
+def _hook_mount(mount: Mount, again: str | None) -> None:
+    """An app with routes is mounted there: what the mount stands for is passed on to them; `again`
+    is what stands before an app that has come before.
+    """
     if _is_hooked(mount):
         return
     handle: Handle = mount.handle
     prefix = _prefix(mount)
 
     def hooked(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        scope[_PREFIX] = scope.get(_PREFIX, "") + prefix
+        scope[_PREFIX] = scope.get(_PREFIX, "") + prefix if again is None else again
         return handle(scope, receive, send)
 
     _set_handle(mount, hooked)
+
+
+def _prefix_above(app: Any, above: Above) -> str | None:
+    """What stands before an app that is mounted in itself; None for any other."""
+    router = _router(app)
+    return next((prefix for one, prefix in above if one is router), None)
 
 
 def _router(app: Any) -> Any:
