@@ -29,7 +29,7 @@ def leave(exchange: Exchange) -> None:
     within is current again, if that goes on. May come more than once.
     """
     outer = exchange.outer
-    if outer is not None and outer.closed:
+    if outer is not None and not outer.goes_on:
         # Forgotten: else each request that began before another's end would keep that alive.
         outer = exchange.outer = None
     current.set(outer)

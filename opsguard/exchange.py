@@ -204,6 +204,13 @@ class Exchange(Fields):
         if not self.closed:
             self.plan.close(self)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether another request may be served within this one: its answer is not out, and its app
+        has not failed.
+        """
+        return not (self.closed or self.ended or self.error is not None)
+
     def taken_over(self) -> bool:
         """The app is done and has started no answer: whether it has spoken to its client over a
         websocket of its own instead, as apps under WSGI do. That is recorded as one then.

@@ -148,7 +148,7 @@ class Plan:
                 forwarded = None if headers is None else headers.get(_FORWARDED)
                 exchange.client = resolve(peer, forwarded)
             outer = get_current()
-            exchange.outer = None if outer is None or outer.closed else outer
+            exchange.outer = outer if outer is not None and outer.goes_on else None
             token = set_current(exchange)
             try:
                 if routed in endpoints:

@@ -753,6 +753,50 @@ def test_a_status_has_a_reason(status: int, line: str) -> None:
     assert status_line(status) == line
 
 
+# --- the context of a thread
+
+
+def unread(environ: Any, start_response: Any) -> Iterator[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    yield b"one"
+    yield b"two"
+
+
+def test_a_body_that_nobody_closes_is_nobodys_context(tmp_path: Path) -> None:
+    """As of a test client whose answer is never read."""
+    outers: list[Any] = []
+    ops = made(tmp_path)
+    ops.at_edge(lambda exchange: outers.append(exchange.outer))
+    guarded = Guarded(tmp_path, unread, ops=ops)
+    for _ in range(3):
+        body = guarded.app(environ_of(), lambda *_: print)
+        assert next(iter(body)) == b"one"
+        del body
+    assert outers == [None] * 3
+    assert guarded.total("http_requests_total", status="499") == 3.0
+
+
+def test_a_refusal_whose_start_the_server_does_not_take_ends_its_request(tmp_path: Path) -> None:
+    keys = {"pepper": "p" * 32, "store": f"sqlite:///{tmp_path}/keys.db"}
+    ops = made(tmp_path, keys=keys)
+
+    @ops.require_key
+    def secret() -> None:
+        pytest.fail("it ran")
+
+    def app(environ: Any, start_response: Any) -> Any:
+        secret()
+
+    def refuse(*_: Any) -> Any:
+        raise TimeoutError("too late")
+
+    guarded = Guarded(tmp_path, app, ops=ops)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            guarded.app(environ_of(), refuse)
+        assert current.get() is None
+
+
 # --- websockets of the app's own
 
 

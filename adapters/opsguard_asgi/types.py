@@ -105,7 +105,8 @@ def open_exchange(port: Port[bytes], method: str, scope: Scope) -> Any:
     exchange = port.open(method, path, routed, peer, headers, scope)
     # HTTP/2 has no Transfer-Encoding: what names no length there may have a body all the same.
     if not exchange.uploads and method != "GET":
-        exchange.uploads = str(scope.get("http_version", ""))[:1] >= "2"
+        version = scope.get("http_version")
+        exchange.uploads = isinstance(version, str) and version >= "2"
     scope[KEY] = exchange
     return exchange
 

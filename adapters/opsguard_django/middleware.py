@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from opsguard.calls import Front, straight
 from opsguard.context import Within, current, leave
 from opsguard.exceptions import Refused
 from opsguard.exchange import asettled, settled
+from opsguard.forks import in_each_child
 from opsguard.http import Pending
 from opsguard_asgi import off_loop
 from opsguard_django.project import project_ops
@@ -31,6 +33,15 @@ __all__ = ["OpsGuardMiddleware"]
 _NO_SCOPE: dict[str, Any] = {}
 _OURS = "_opsguard_headers"
 """The response's attribute for what we put into its headers: an app may send it once more."""
+_adding = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _adding
+    _adding = threading.Lock()
+
+
+in_each_child(_after_fork)
 
 
 @straight
@@ -177,12 +188,16 @@ class OpsGuardMiddleware(Front):
         # request only if it is told again. So it is where a view has asked for this answer, which
         # goes on before it closes that.
         nested = exchange.outer is not None
-        apart = nested or self._async or "wsgi.input" not in exchange.source
+        apart = self._async or "wsgi.input" not in exchange.source
+        if nested:
+            visit = Visit(exchange)
+            closers.insert(0, visit.begin)
+            closers += (Closer(exchange, whole), visit.end)
+            leave(exchange)
+            return response
         if apart or getattr(response, "is_async", False):
             closers.insert(0, partial(current.set, exchange))
         closers.append(Closer(exchange, whole))
-        if nested:
-            leave(exchange)
         return response
 
 
@@ -200,6 +215,13 @@ def _add_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> Non
     """Add what the app has not set itself. What a response has from the last time that the app
     sent it goes: that was another client's.
     """
+    with (
+        _adding
+    ):  # threads may send one response at once, and none must take another's for the app's
+        _put_headers(response, ours)
+
+
+def _put_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> None:
     before = getattr(response, _OURS, None)
     if before is not None:
         # Another object: that answer may still be on its way, in another thread.
@@ -216,6 +238,24 @@ def _add_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> Non
         for name, value in ours:
             headers[name] = value
     setattr(response, _OURS, ours)
+
+
+class Visit:
+    """Who closes the answer of a request that was served within another keeps its own context."""
+
+    __slots__ = ("_before", "_exchange")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._before: Exchange | None = None
+
+    def begin(self) -> None:
+        self._before = current.get()
+        current.set(self._exchange)
+
+    def end(self) -> None:
+        current.set(self._before)
+        self._before = None
 
 
 class Closer:

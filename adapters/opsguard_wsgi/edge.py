@@ -85,7 +85,7 @@ def serve(
     def failed(exchange: Exchange, error: BaseException, start: Start) -> Iterable[bytes] | None:
         """The app raised: an answer of ours, or None if the exception is to go on."""
         if isinstance(error, Refused) and not start.asked:  # by a handler's wrapper
-            return _whole(exchange, send_response(error.response, start, again=error), start)
+            return refused(exchange, error, start)
         unstarted = start.headers is None and not start.asked
         if unstarted and type(error) in TAKING_OVER and exchange.taken_over():
             leave(exchange)
@@ -97,6 +97,15 @@ def serve(
         exchange.close()
         leave(exchange)
         return None
+
+    def refused(exchange: Exchange, error: Refused, start: Start) -> Iterable[bytes]:
+        try:
+            return _whole(exchange, send_response(error.response, start, again=error), start)
+        except BaseException as fault:  # the server takes no start
+            exchange.fail(fault)
+            exchange.close()
+            leave(exchange)
+            raise
 
     def answer(exchange: Exchange, error: Exception, start: Start) -> Iterator[bytes]:
         """What is sent where the app failed before its first piece was there."""
@@ -323,7 +332,9 @@ def _answer(
 
 
 class Body:
-    """A body that is made while it is sent. Iterated once, closed once, by one thread at a time."""
+    """A body that is made while it is sent. Iterated once, closed once, by one thread at a time. If
+    nobody closes it, as test clients do whose answers nobody reads, its end is heard when it goes.
+    """
 
     __slots__ = ("_body", "_exchange", "_first", "_next")
 
@@ -376,6 +387,9 @@ class Body:
                 exchange.finish()  # some servers do not ask for a body they will not send
             exchange.close()
             leave(exchange)
+
+    def __del__(self) -> None:
+        self._exchange.close()
 
 
 class CountedInput:

@@ -444,11 +444,14 @@ finish_exchange(Core *self, Exchange *x)
     return status < 500 ? close_exchange(self, x) : 0;
 }
 
-/* Whether this is a request that is being served. */
+/* Whether this is a request within which another one may be served, as Exchange.goes_on. */
 static inline int
 goes_on(PyObject *outer)
 {
-    return outer != Py_None && PyObject_TypeCheck(outer, &ExchangeType) && !((Exchange *)outer)->closed;
+    if (outer == Py_None || !PyObject_TypeCheck(outer, &ExchangeType))
+        return 0;
+    Exchange *x = (Exchange *)outer;
+    return !x->closed && x->ended == 0.0 && !is_set(x->error);
 }
 
 /* What the request was served within is current again, as leave() of opsguard.context. 0 or -1. */

@@ -273,9 +273,10 @@ middle_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *k
     Exchange *x = open_request(self, door, request, meta);
     Py_DECREF(meta);
     if (x == NULL) {
-        PyObject *next = PyErr_Occurred() ? self->get_response : self->served;
-        if (next == self->served || reported(door->core, names.site_open) == 0)
-            response = PyObject_Vectorcall(next, args, 1, NULL);
+        if (!PyErr_Occurred())
+            response = PyObject_Vectorcall(self->served, args, 1, NULL);
+        else if (reported(door->core, names.site_open) == 0)
+            response = PyObject_Vectorcall(self->get_response, args, 1, NULL);
         goto done;
     }
     if (is_set(x->work) || is_set(x->reply)) {

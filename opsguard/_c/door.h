@@ -178,7 +178,7 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
         put(&x->client, client);
         Py_DECREF(client);
     }
-    PyObject *outer, *token, *work = NULL;
+    PyObject *outer, *token, *error, *work = NULL;
     if (PyContextVar_Get(core->current, Py_None, &outer) < 0)
         goto failed;
     if (goes_on(outer))
@@ -204,8 +204,8 @@ open_exchange(Door *self, PyObject *method, PyObject *path, PyObject *routed, Py
     }
     Py_DECREF(token);
     return x;
-not_opened:; /* nobody will close it */
-    PyObject *error = take_error();
+not_opened: /* nobody will close it */
+    error = take_error();
     if (PyContextVar_Reset(core->current, token) < 0)
         PyErr_Clear();
     Py_DECREF(token);

@@ -361,7 +361,30 @@ body_close(Body *self, PyObject *Py_UNUSED(nothing))
     Py_RETURN_NONE;
 }
 
-COLLECTED(body, Body, exchange, first)
+/* Nobody has closed it: its end is heard here. */
+static void
+body_finalize(Body *self)
+{
+    Exchange *x = self->exchange;
+    if (x == NULL || x->closed)
+        return;
+    PyObject *error = take_error();
+    if (close_exchange(x->core, x) < 0)
+        PyErr_WriteUnraisable((PyObject *)self);
+    give_error(error);
+}
+
+HOLDING(body, Body, exchange, first)
+
+static void
+body_dealloc(Body *self)
+{
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return;
+    PyObject_GC_UnTrack(self);
+    body_clear(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
 
 static PyMethodDef body_methods[] = {
     {"close", (PyCFunction)body_close, METH_NOARGS, "The server is done with the body."},
@@ -373,6 +396,7 @@ static PyTypeObject BodyType = {
     .tp_basicsize = sizeof(Body),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .tp_dealloc = (destructor)body_dealloc,
+    .tp_finalize = (destructor)body_finalize,
     .tp_traverse = (traverseproc)body_traverse,
     .tp_clear = (inquiry)body_clear,
     .tp_iter = PyObject_SelfIter,
@@ -420,6 +444,7 @@ static PyObject *
 streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
 {
     Body *self = PyObject_GC_New(Body, &BodyType);
+    PyObject *error;
     if (self == NULL) {
         Py_DECREF(body);
         return NULL;
@@ -445,8 +470,8 @@ streamed(Gate *gate, Exchange *x, PyObject *body, Start *start)
     }
     if (start_go(start) == 0)
         return is_set(x->outer) ? handed_back(gate, x, self) : (PyObject *)self;
-failed:; /* the server never gets the body, so it cannot close it */
-    PyObject *error = take_error(); /* nothing may be called while it is set */
+failed: /* the server never gets the body, so it cannot close it */
+    error = take_error(); /* nothing may be called while it is set */
     tell(x, error);
     if (!start->asked)
         is_500(x); /* the server has not heard of what the app had started */
