@@ -78,7 +78,8 @@ class Limiter:
         self.paths: tuple[_Path, ...] = tuple(paths)
         methods = {method for path in paths for method in path.policy.methods}
         self._others = _Finder(self, [path for path in paths if not path.policy.methods])
-        self._by_method = dict.fromkeys(METHODS, self._others)  # so that only odd ones are missed
+        # All usual methods, so that only odd ones are missed.
+        self._by_method: dict[str, _Finder] = dict.fromkeys(METHODS, self._others)
         self._by_method |= {method: _Finder(self, _for(paths, method)) for method in methods}
         self._plain, self._each = not methods, self._others.each
         self._exempting = any(path.stage is None for path in paths)
