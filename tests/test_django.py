@@ -664,6 +664,33 @@ def test_a_stream_that_a_view_reads_is_made_in_its_own_context(eyes: Eyes) -> No
     assert eyes.statuses() == [200] * 4
 
 
+def test_who_closes_the_answer_of_another_request_late_keeps_his_own(eyes: Eyes) -> None:
+    """A stream that a view began and left is closed while another request is served."""
+    left: list[Any] = []
+    seen: list[str | None] = []
+
+    def begin(request: HttpRequest) -> HttpResponse:
+        answer: Any = Client().get("/s", headers={"X-Request-ID": "inner"})
+        next(iter(answer.streaming_content))
+        left.append(answer)
+        return HttpResponse()
+
+    def close(request: HttpRequest) -> HttpResponse:
+        left.pop().close()
+        seen.append(eyes.ops.request_id)
+        return HttpResponse()
+
+    def parts() -> Iterator[bytes]:
+        yield b"1"
+        yield b"2"
+
+    with project(eyes.ops, path("a", begin), path("b", close), path("s", streaming(parts))):
+        assert sync_get("/a").status_code == 200
+        assert sync_get("/b", headers={"X-Request-ID": "other"}).status_code == 200
+    assert seen == ["other"]
+    assert current.get() is None
+
+
 def test_an_answer_that_a_view_passes_on_is_the_outer_request_s(eyes: Eyes) -> None:
     """As a preview does, with a handler of its own that nobody closes an answer of."""
     seen: list[str | None] = []
@@ -939,6 +966,39 @@ def test_a_response_that_is_sent_again_has_the_headers_of_its_request(
     assert eyes.statuses() == [200] * 5
     assert [line["request_id"] for line in eyes.lines()] == ["a", "b", "c", "d", "e"]
     assert eyes.total("opsguard_internal_errors_total") == 0.0
+
+
+def test_threads_that_send_one_response_at_once_leave_no_clients_headers_in_it() -> None:
+    """Neither takes what the other one has just put there for the app's own."""
+    from opsguard_django.middleware import _add_headers
+
+    shared = HttpResponse("ok")
+
+    class Slow(list[tuple[str, str]]):
+        """Headers behind which a thread says so, and waits for the other one."""
+
+        def __init__(self, pair: tuple[str, str], says: threading.Event, hears: threading.Event):
+            super().__init__([pair])
+            self.says, self.hears = says, hears
+
+        def __iter__(self) -> Iterator[tuple[str, str]]:
+            yield from super().__iter__()
+            self.says.set()
+            self.hears.wait(0.2)
+
+    put, seen, done = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        _add_headers(shared, Slow(("X-Request-ID", "a"), put, seen))
+        done.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert put.wait(30)
+    _add_headers(shared, Slow(("X-Request-ID", "b"), seen, done))
+    thread.join()
+    _add_headers(shared, [("X-Request-ID", "last")])
+    assert shared["X-Request-ID"] == "last"
 
 
 def test_headers_of_another_answer_go_without_djangos_private_store_too() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -267,6 +268,30 @@ def test_a_child_of_a_fork_asks_by_itself(open_: Open, request: pytest.FixtureRe
             os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [record.key_id for record in store.all()] == ["full", "bare"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_waits_for_a_thread_that_is_within_sqlite(tmp_path: Path) -> None:
+    """SQLite has mutexes of its own, which the child would find taken."""
+    store = SqliteStore(str(tmp_path / "keys.db"), pepper_check(PEPPER))
+    store.add(FULL)
+    within, over = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with store._open():
+            within.set()
+            time.sleep(0.1)
+            over.set()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert within.wait(30)
+    child = os.fork()
+    if not child:
+        os._exit(0 if over.is_set() and store.find(FULL.digest) == FULL else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    asking.join()
+    assert store.find(FULL.digest) == FULL
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

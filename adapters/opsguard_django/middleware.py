@@ -215,9 +215,8 @@ def _add_headers(response: HttpResponseBase, ours: list[tuple[str, str]]) -> Non
     """Add what the app has not set itself. What a response has from the last time that the app
     sent it goes: that was another client's.
     """
-    with (
-        _adding
-    ):  # threads may send one response at once, and none must take another's for the app's
+    # Threads may send one response at once: none must take another's headers for the app's.
+    with _adding:
         _put_headers(response, ours)
 
 
