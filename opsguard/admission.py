@@ -130,25 +130,15 @@ class Admission:
 
     def enforce(self, exchange: Exchange, handler: object) -> Response | None:
         """The route's step for a handler that was called without its hook. Blocks."""
-        before, exchange.marked = exchange.marked, handler  # the wrappers inside need not ask
-        passed = False
-        try:
-            refused = settled(self._late(exchange, handler))
-            passed = refused is None
-        finally:
-            if not passed:  # the app may catch the refusal, and call the handler again
-                exchange.marked = before
+        refused = settled(self._late(exchange, handler))
+        if refused is None:  # only then: the app may catch a refusal, and call the handler again
+            exchange.marked = handler  # the wrappers inside need not ask
         return refused
 
     async def aenforce(self, exchange: Exchange, handler: object) -> Response | None:
-        before, exchange.marked = exchange.marked, handler
-        passed = False
-        try:
-            refused = await asettled(self._late(exchange, handler))
-            passed = refused is None
-        finally:
-            if not passed:
-                exchange.marked = before
+        refused = await asettled(self._late(exchange, handler))
+        if refused is None:
+            exchange.marked = handler
         return refused
 
     def release(self, exchange: Exchange) -> None:
@@ -344,19 +334,24 @@ class Admission:
 
     def _late(self, exchange: Exchange, handler: object) -> Response | Pending | None:
         try:
-            return self._begun(exchange, self._at_route(exchange, marks_of(handler)))
+            return self._begun(exchange, self._at_route(exchange, marks_of(handler)), handler)
         except Exception as fault:
-            return self._shut(exchange, fault)
+            return self._shut(exchange, fault, handler)
 
-    def _begun(self, exchange: Exchange, flow: Flow) -> Response | Pending | None:
+    def _begun(
+        self, exchange: Exchange, flow: Flow, handler: object = None
+    ) -> Response | Pending | None:
+        """The flow up to its first look outside; about `handler`, if that is not the route's."""
         try:
             look = next(flow)
         except StopIteration as stop:
             ended: Response | None = stop.value
             return ended
-        return _Rest(self, exchange, flow, look)
+        return _Rest(self, exchange, flow, look, handler)
 
-    def _shut(self, exchange: Exchange, fault: BaseException) -> Response | None:
+    def _shut(
+        self, exchange: Exchange, fault: BaseException, handler: object = None
+    ) -> Response | None:
         """A fault of ours: nobody passes for it who needs a key. If the keys can say that somebody
         may, it was the limiter's, and nobody is refused for that.
         """
@@ -367,7 +362,8 @@ class Admission:
             elif exchange.endpoint is None:
                 refused = guard.unavailable(ask)
             else:
-                refused = guard.route(ask, marks_of(exchange.marked, exchange.method))
+                about = exchange.marked if handler is None else handler
+                refused = guard.route(ask, marks_of(about, exchange.method))
         except Exception as again:
             self._failures.report_keys("keys", again)
             return cast("KeyGuard", guard).broken(ask)
@@ -408,9 +404,17 @@ class _Call:
 class _Rest:
     """The rest of a flow, from its first look outside on; a :class:`~opsguard.http.Pending`."""
 
-    __slots__ = ("_admission", "_exchange", "_flow", "_look")
+    __slots__ = ("_admission", "_exchange", "_flow", "_handler", "_look")
 
-    def __init__(self, admission: Admission, exchange: Exchange, flow: Flow, look: Look) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        exchange: Exchange,
+        flow: Flow,
+        look: Look,
+        handler: object,
+    ) -> None:
+        self._handler = handler
         self._admission = admission
         self._exchange = exchange
         self._flow = flow
@@ -425,7 +429,7 @@ class _Rest:
             found: Response | None = stop.value
             return found
         except Exception as fault:
-            return self._admission._shut(self._exchange, fault)
+            return self._admission._shut(self._exchange, fault, self._handler)
 
     async def arun(self) -> Response | None:
         look = self._look
@@ -436,7 +440,7 @@ class _Rest:
             found: Response | None = stop.value
             return found
         except Exception as fault:
-            return self._admission._shut(self._exchange, fault)
+            return self._admission._shut(self._exchange, fault, self._handler)
 
 
 def _uncharged(exchange: Exchange, charged: Sequence[Decision]) -> Sequence[Decision]:

@@ -317,37 +317,33 @@ class Plan:
         """A websocket ended: its gauge, and one access line with status 101, 403 or 500."""
         if exchange.closed:
             return
-        exchange.closed = True
-        exchange.source = None
-        exchange.ended = self.clock()
         endpoint = exchange.endpoint or UNMATCHED
-        if not exchange.status:
-            exchange.status = CLIENT_LEFT if exchange.left else 500
-        try:
-            if exchange.held is not None and self.admission is not None:
-                self.admission.release(exchange)
-            if self._http is not None and exchange.opened:
-                self._http.socket_closed(endpoint)
-            if self._http is not None and exchange.error is not None:
-                self._http.error(exchange.method, endpoint, type(exchange.error).__name__)
-            if self._log is not None:
-                self._log.write(exchange)
-        except Exception as fault:
-            self.failures.report("close", fault)
+
+        def count(http: HttpMetrics) -> None:
+            if exchange.opened:
+                http.socket_closed(endpoint)
+            if exchange.error is not None:
+                http.error(exchange.method, endpoint, type(exchange.error).__name__)
+
+        self._end(exchange, exchange.status or (CLIENT_LEFT if exchange.left else 500), count)
 
     def close_upgraded(self, exchange: Exchange) -> None:
         """A request that became a websocket has ended: it is none in the metrics of requests, whose
         durations it would spoil, and its access line has status 101.
         """
+        self._end(exchange, 101, lambda http: http.upgraded(exchange))
+
+    def _end(self, exchange: Exchange, status: int, count: Callable[[HttpMetrics], None]) -> None:
+        """What is no request in the metrics has ended: count it, and write its line."""
         exchange.closed = True
         exchange.source = None
         exchange.ended = self.clock()
-        exchange.status = 101
+        exchange.status = status
         try:
             if exchange.held is not None and self.admission is not None:
                 self.admission.release(exchange)
             if self._http is not None:
-                self._http.upgraded(exchange)
+                count(self._http)
             if self._log is not None:
                 self._log.write(exchange)
         except Exception as fault:

@@ -968,6 +968,33 @@ def test_a_refusal_that_the_app_catches_is_one_each_time(tmp_path: Path) -> None
     assert refused == [401] * 5
 
 
+def test_a_handler_that_is_called_while_it_is_decided_about_is_decided_about_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls at once, where the store is asked outside of the process."""
+    ops = made(tmp_path, keys={"pepper": "p" * 32, "store": f"sqlite:///{tmp_path}/keys.db"})
+
+    @ops.require_key
+    async def secret() -> None:
+        pytest.fail("it ran")
+
+    class Asked:
+        async def arun(self) -> Response:
+            await asyncio.sleep(0)
+            return TEAPOT
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        ended = await asyncio.gather(secret(), secret(), return_exceptions=True)
+        assert [type(error) for error in ended] == [Refused] * 2
+        await send(start())
+        await send(body())
+
+    guarded = Guarded(tmp_path, app, ops=ops)
+    admission = ops.runtime().plan.admission
+    monkeypatch.setattr(admission, "_late", lambda exchange, handler: Asked())
+    assert guarded.run(Wire()) is None
+
+
 def test_an_exception_of_a_websocket_knows_its_request(tmp_path: Path) -> None:
     """For the line that the server writes of it, when the context has ended."""
 

@@ -697,16 +697,22 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["read before", "never read"])
-def test_without_a_file_descriptor_counters_are_not_told_rather_than_too_low(
-    known: bool, crew: Crew
-) -> None:
-    """To Prometheus a gap; a part of the sum would be a restart, and then a burst."""
+def two_after_a_third(crew: Crew) -> tuple[Worker, Worker]:
+    """Workers that counted 1 and 10, after one that counted 100 and died."""
     first, second, dead = crew(), crew(), crew()
     first.count(1, "a")
     second.count(10, "a")
     dead.count(100, "a")
     dead.die()
+    return first, second
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["read before", "never read"])
+def test_without_a_file_descriptor_counters_are_not_told_rather_than_too_low(
+    known: bool, crew: Crew
+) -> None:
+    """To Prometheus a gap; a part of the sum would be a restart, and then a burst."""
+    first, _second = two_after_a_third(crew)
     if known:
         assert first.jobs() == 111.0
     with no_descriptors():
@@ -721,11 +727,7 @@ def test_without_a_file_descriptor_counters_are_not_told_rather_than_too_low(
 def test_what_cannot_be_opened_for_a_moment_is_a_gap(
     what: str, number: int, tmp_path: Path, crew: Crew, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second, dead = crew(), crew(), crew()
-    first.count(1, "a")
-    second.count(10, "a")
-    dead.count(100, "a")
-    dead.die()
+    first, _second = two_after_a_third(crew)
     assert first.jobs() == 111.0
     real: dict[str, Callable[..., Any]] = {"open": os.open, "iterdir": Path.iterdir}
 

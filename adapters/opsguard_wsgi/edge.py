@@ -117,12 +117,11 @@ def serve(
         if isinstance(body, list | tuple):
             return _whole(exchange, body, start)
         wrapper = environ.get("wsgi.file_wrapper")
-        if isinstance(wrapper, type) and isinstance(body, wrapper):
+        # Within another request nobody sends the file as one: who asked for it reads the pieces.
+        if exchange.outer is None and isinstance(wrapper, type) and isinstance(body, wrapper):
             size = _file_size(body, start.headers)
             if size is not None and _listen(exchange, body, size):
                 start.go()
-                if exchange.outer is not None:
-                    leave(exchange)
                 return body
         return _streamed(exchange, body, start, answer)
 

@@ -465,6 +465,18 @@ set_back(Core *self, Exchange *x)
     return token == NULL ? -1 : 0;
 }
 
+/* What was to tell the end of a request is dropped without: its end is heard here. For finalizers. */
+static void
+end_unheard(PyObject *self, Exchange *x)
+{
+    if (x == NULL || x->closed)
+        return;
+    PyObject *error = take_error();
+    if (close_exchange(x->core, x) < 0)
+        PyErr_WriteUnraisable(self);
+    give_error(error);
+}
+
 /* The core of a request; NULL with an exception for a websocket, which has none. */
 static Core *
 core_of(Exchange *x)

@@ -52,17 +52,11 @@ closer_new(PyTypeObject *Py_UNUSED(type), PyObject *args, PyObject *Py_UNUSED(kw
 
 HOLDING(closer, Closer, exchange, exchange)
 
-/* Dropped without a call, as Django's ASGI handler does when sending fails: the end is heard here. */
+/* Dropped without a call, as Django's ASGI handler does when sending fails. */
 static void
 closer_finalize(Closer *self)
 {
-    Exchange *x = self->exchange;
-    if (x == NULL || x->closed)
-        return;
-    PyObject *error = take_error();
-    if (close_exchange(x->core, x) < 0)
-        PyErr_WriteUnraisable((PyObject *)self);
-    give_error(error);
+    end_unheard((PyObject *)self, self->exchange);
 }
 
 static void

@@ -361,17 +361,11 @@ body_close(Body *self, PyObject *Py_UNUSED(nothing))
     Py_RETURN_NONE;
 }
 
-/* Nobody has closed it: its end is heard here. */
+/* Nobody has closed it. */
 static void
 body_finalize(Body *self)
 {
-    Exchange *x = self->exchange;
-    if (x == NULL || x->closed)
-        return;
-    PyObject *error = take_error();
-    if (close_exchange(x->core, x) < 0)
-        PyErr_WriteUnraisable((PyObject *)self);
-    give_error(error);
+    end_unheard((PyObject *)self, self->exchange);
 }
 
 HOLDING(body, Body, exchange, first)

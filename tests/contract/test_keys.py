@@ -219,6 +219,14 @@ def test_a_spelling_opens_no_door(adapter: str, path: str, tmp_path: Path) -> No
 
 
 @EVERYWHERE
+def test_a_refusal_that_a_handler_catches_is_one_each_time(adapter: str, tmp_path: Path) -> None:
+    gate = gate_of(adapter, tmp_path)
+    key = gate.ops.keys.create(tenant_id="t-7", tier="pro")
+    assert json.loads(gate.get("/who/twice").body) == [401, 401]
+    assert json.loads(gate.get("/who/twice", X_API_Key=key).body) == ["secret", "secret"]
+
+
+@EVERYWHERE
 def test_identity_in_handlers_threads_and_background_work(adapter: str, tmp_path: Path) -> None:
     gate = gate_of(adapter, tmp_path)
     key = gate.ops.keys.create(tenant_id="t-7", tier="pro")

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from opsguard import OpsGuard
+from opsguard.exceptions import Refused
 
 MODULES = {
     "asgi": ("admitted_raw", "make_asgi"),
@@ -97,6 +98,19 @@ class Desk:
         worker.join()
         return found[0]
 
+    def ask_twice(self) -> str:
+        """What a function under `require_key` gives a handler that catches its refusal, as JSON."""
+        # Decorated here, as Django wants each mark that it knows at start on a route.
+        secret: Callable[[], str] = self.ops.require_key(lambda: "secret")
+
+        def ask() -> int | str:
+            try:
+                return secret()
+            except Refused as refusal:
+                return refusal.response.status
+
+        return json.dumps([ask(), ask()])
+
     def after(self) -> None:
         """The background work."""
         self.later.append(self.who())
@@ -108,6 +122,8 @@ class Desk:
             return self.who()
         if path == "/who/thread":
             return self.who_in_a_thread()
+        if path == "/who/twice":
+            return self.ask_twice()
         if path == "/slot/boom":
             self.calls.append(path)
             raise Boom("boom")
@@ -126,7 +142,7 @@ def plain_paths(desk: Desk) -> list[str]:
     return [
         *[path for path in desk.decorators if path not in ODD],
         *OPEN,
-        *("/who", "/who/thread"),
+        *("/who", "/who/thread", "/who/twice"),
     ]
 
 
