@@ -18,10 +18,14 @@ _END = re.compile(rb"\r\n\r?\n")
 
 
 class Client:
-    """One connection. What does not come within the timeout, in seconds, does not come."""
+    """One connection, from an address of this machine. What does not come within the timeout, in
+    seconds, does not come.
+    """
 
-    def __init__(self, port: int, timeout: float = TIMEOUT) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+    def __init__(self, port: int, timeout: float = TIMEOUT, *, address: str = "127.0.0.1") -> None:
+        self._socket = socket.create_connection(
+            ("127.0.0.1", port), timeout=timeout, source_address=(address, 0)
+        )
         self._buffer = b""
         self._ended = False
 
