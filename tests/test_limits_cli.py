@@ -92,7 +92,7 @@ def test_show_tells_what_the_settings_say(
 
     assert run("show") == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == "store local"
+    assert out.splitlines()[0] == "store auto (local in one process, workers in several)"
     found = rows(out)
     assert ["edge", "/auth/*", "5", "per", "1", "hour"] in [row[:6] for row in found]
     assert ["route", "default", "7", "per", "1", "minute"] in [row[:6] for row in found]
@@ -119,7 +119,7 @@ def test_show_as_json(shop: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("show", "--app", f"{shop}:app", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["enabled"] is True
-    assert said["store"] == "local"
+    assert said["store"] == "auto"
     assert said["routes"]["exempt"] == ["GET /items/special", "GET /free"]
     assert said["unrouted"] == ["small_shop.helper"]
     by_path = {one["policy"]: one for one in said["policies"]}

@@ -14,7 +14,7 @@ from opsguard.exceptions import OpsGuardError, SettingsError
 from opsguard.limiter.buckets import describe_key
 from opsguard.limiter.explain import Coverage, Explanation, Route, describe, explain, match
 from opsguard.limiter.limiter import Limiter
-from opsguard.limiter.making import open_store
+from opsguard.limiter.making import can_share, open_store
 from opsguard.limiter.rules import Rule
 from opsguard.marks import NO_MARKS
 
@@ -205,10 +205,16 @@ def _policy_of(rule: Rule) -> dict[str, object]:
 
 
 def _store_name(found: Inspected) -> str:
-    """The kind of store, without what its URL may hold."""
+    """The kind of store, without what its URL may hold. `auto` is none that a command could name:
+    it depends on how many serve.
+    """
     options = found.settings.limiter
-    url = options.store if options.store != "auto" else options.redis_url or "local"
+    url = options.store if options.store != "auto" else options.redis_url or _auto()
     return url.partition("://")[0]
+
+
+def _auto() -> str:
+    return "auto" if can_share() else "local"
 
 
 def _coverage(found: Inspected) -> Coverage:
@@ -225,7 +231,9 @@ def _print_overview(found: Inspected, say: Callable[[str], None]) -> None:
         say(_nothing_limited(found))
     else:
         mode = ", in shadow mode: nothing is refused" if found.settings.limiter.shadow else ""
-        say(f"store {_store_name(found)}{mode}")
+        store = _store_name(found)
+        which = " (local in one process, workers in several)" if store == "auto" else ""
+        say(f"store {store}{which}{mode}")
         columns = ("stage", "policy", "rate", "strategy", "key", "store down")
         _print_table(columns, [_policy_row(one) for one in _policies(found.limiter)])
     if coverage is None:
