@@ -25,6 +25,9 @@ class Drain:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, ROOM)
         self.lines = 0
+        """Access lines of opsguard."""
+        self.printed = 0
+        """Lines of any kind."""
         self._thread = threading.Thread(target=self._empty, daemon=True)
 
     def started(self) -> None:
@@ -42,5 +45,6 @@ class Drain:
         while data := os.read(self._reader, 1 << 16):
             whole = tail + data
             self.lines += whole.count(MARK)
+            self.printed += data.count(b"\n")
             tail = whole[-(len(MARK) - 1) :]
         os.close(self._reader)

@@ -16,6 +16,7 @@ from benchmarks.programs import (
     limits,
     primitives,
     quick,
+    replaced,
     scale,
     shared,
     stores,
@@ -27,6 +28,7 @@ PROGRAMS: dict[str, Program] = {
     for program in (
         gate.PROGRAM,
         gate.LIMITED,
+        replaced.PROGRAM,
         quick.PROGRAM,
         quick.LIMITED,
         quick.START,

@@ -697,6 +697,12 @@ RECORDS: dict[str, dict[str, Any]] = {
         "controls": Readings(),
         "server": "uvicorn's protocol code",
     },
+    "replaced": {
+        "bare": interval(40.0),
+        "figures": Readings(),
+        "controls": Readings(),
+        "server": "gunicorn (sync)",
+    },
     "stores": {
         "bare": interval(40.0),
         "figures": Readings(),
@@ -745,12 +751,14 @@ def test_the_counts_of_a_simulated_run_are_its_totals() -> None:
 
 def test_what_a_request_runs_is_shown_beside_the_bare_page() -> None:
     def counts(number: float) -> dict[str, float]:
-        return {"Ir": 1_000 * number, "I1mr": 10 * number, "D1mr": 5 * number, "D1mw": number}
+        near = {"Ir": 1_000 * number, "I1mr": 10 * number, "D1mr": 5 * number, "D1mw": number}
+        return near | {"ILmr": number, "DLmr": number, "DLmw": number}
 
     runs = {"bare": [counts(200), counts(202)], "guarded": [counts(225), counts(223)]}
     (table,) = code.tables([{"case": "asgi", "figures": {"/json": runs}}])
     shown = ("201,000", "23,000 [21,000, 25,000]", "2,010", "230 [210, 250]")
-    assert table.rows == (("asgi", "/json", *shown, "1,206", "138 [126, 150]"),)
+    data = ("1,206", "138 [126, 150]", "603", "69 [63, 75]")
+    assert table.rows == (("asgi", "/json", *shown, *data),)
 
 
 def test_without_valgrind_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

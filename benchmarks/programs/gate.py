@@ -39,9 +39,11 @@ class Fleet:
     framework: str
     variant: str
     controls: Controls
+    arguments: Sequence[str] = ()
     starts: int = 0
     requests: int = 0
     access_lines: int = 0
+    bare_lines: int = 0
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -56,7 +58,7 @@ class Fleet:
                 # The order of starting is an order in memory, too: it takes turns.
                 order = names if self.starts % 2 else names[::-1]
                 seed = self.starts + 1
-                with serving(self.framework, order, seed, one_core=True) as servers:
+                with serving(self.framework, order, seed, self.arguments, one_core=True) as servers:
                     yield self._one_start(names, servers, load)
 
     def _one_start(
@@ -75,6 +77,7 @@ class Fleet:
         self.requests += guarded.requests
         self.complaints += idle_guard(guarded.server, guarded.requests)
         self.access_lines += guarded.server.drain.lines
+        self.bare_lines += bare.server.drain.printed
         return {name: middle([one[name] for one in rounds]) for name in rounds[0]}
 
 
@@ -89,7 +92,11 @@ def measure(framework: str, plan: Plan, variant: str = "guarded") -> Record:
         Claim("added %", added_percent(variant), LIMIT_PERCENT),
         Claim("added µs", added_us(variant)),
     ]
-    fleet = Fleet(framework, variant, Controls())
+    return assessed(Fleet(framework, variant, Controls()), claims, plan)
+
+
+def assessed(fleet: Fleet, claims: Sequence[Claim], plan: Plan) -> Record:
+    """What this fleet's workers say of the claims."""
     rounds = fleet.rounds()
     try:
         outcome = run(rounds, claims, fleet.controls, plan)
@@ -98,7 +105,7 @@ def measure(framework: str, plan: Plan, variant: str = "guarded") -> Record:
     if fleet.access_lines < fleet.requests:
         fleet.complaints.append(f"{fleet.access_lines} access lines for {fleet.requests} requests")
     return finished(outcome.as_record(), fleet.complaints) | {
-        "case": framework,
+        "case": fleet.framework,
         "server": "uvicorn (uvloop, httptools)" if fleet.keep_alive else "gunicorn (sync)",
         "starts": fleet.starts,
         "requests": fleet.requests,
