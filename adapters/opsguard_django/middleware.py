@@ -121,9 +121,11 @@ class OpsGuardMiddleware(Front):
             outer: HttpResponseBase = await self.get_response(request)
             return outer
         try:
+            instead = None
             if exchange.work is not None:
                 exchange.reply = await off_loop(exchange.work, exchange)
-            instead = await exchange.atold()
+            if exchange.reply is not None:
+                instead = await exchange.atold()
             if instead is None:
                 response: HttpResponseBase = await self.get_response(request)
             else:
@@ -138,7 +140,8 @@ class OpsGuardMiddleware(Front):
         return _answered(_entered(request, view))
 
     async def _enter_async(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> Any:
-        reply = await asettled(_entered(request, view))
+        found = _entered(request, view)
+        reply = None if found is None else await asettled(found)
         return None if reply is None else _answer(reply)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> Any:
@@ -150,7 +153,9 @@ class OpsGuardMiddleware(Front):
         that failed: then the project answers without us.
         """
         meta = request.META
-        scope: Any = request.__dict__.get("scope", _NO_SCOPE)  # an ASGI request has one
+        scope: Any = getattr(request, "scope", None)  # an ASGI request has one
+        if not isinstance(scope, dict):
+            scope = _NO_SCOPE
         outer = meta.get(KEY) or scope.get("opsguard.exchange")
         if outer is not None:
             meta[KEY] = outer
