@@ -10,6 +10,7 @@ Before it answers it finishes what was put off.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -71,6 +72,7 @@ class WsgiControl(_Meter):
 
 def application() -> Any:
     """Build the app of this worker; servers call it in the worker process."""
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # each start is no news
     if os.environ.get("BENCHMARK_ONE_CORE"):
         cores.measure_here()
     framework, variant = os.environ["BENCHMARK_FRAMEWORK"], os.environ["BENCHMARK_VARIANT"]
