@@ -78,7 +78,7 @@ typedef struct {
     Series *series; /* NULL: this one is empty */
 } Known;
 
-enum { KNOWN = 64 };
+enum { KNOWN = 4096 }; /* room for thousands of routes; few take but a line or two of it */
 
 typedef struct {
     PyObject_HEAD
