@@ -51,6 +51,7 @@ static PyTypeObject ExchangeType, SeriesType, RecorderType, CoreType, DoorType, 
 #include "_c/flask.h"
 #include "_c/starlette.h"
 #include "_c/lines.h"
+#include "_c/text.h"
 
 /* Module --------------------------------------------------------------------------------------- */
 
@@ -71,6 +72,7 @@ static PyMethodDef speed_functions[] = {
     {"fresh", speed_fresh, METH_NOARGS, "As ids.fresh."},
     {"take_lines", (PyCFunction)(void (*)(void))speed_take_lines, METH_FASTCALL,
      "The usual lines of AccessLog.drain."},
+    {"lines_of", speed_lines_of, METH_VARARGS, "As metrics.text._lines."},
     {"straight", front_straight, METH_O, "As calls.straight."},
     {NULL},
 };
