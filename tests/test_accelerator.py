@@ -462,7 +462,7 @@ def test_each_of_many_routes_and_statuses_is_counted_for_itself(tmp_path: Path) 
         await send({"type": start, "status": status, "headers": []})
         await send({"type": "".join(["http.response", ".body"]), "body": b""})
 
-    ops = OpsGuard("t", logging={"access": "off"}, metrics={"max_series": 2000})
+    ops = OpsGuard("t", logging={"access": "off"}, metrics={"max_series": 15_000})
     port = ops.runtime().port(PROTOCOL)
     edge = serve(by_path, port, endpoint=lambda scope: "".join(scope["path"].rpartition("/")[:1]))
 
@@ -474,7 +474,7 @@ def test_each_of_many_routes_and_statuses_is_counted_for_itself(tmp_path: Path) 
 
     wanted: dict[tuple[str, str, str], int] = {}
     for turn in range(3):
-        for number in range(100):
+        for number in range(1_500):
             endpoint = f"/é{number}" if number % 10 == 0 else f"/route-{number:03}"
             for method in ("GET", "POST", "BREW"):
                 for status in (200, 404, 201)[: turn + 1]:

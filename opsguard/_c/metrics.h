@@ -78,7 +78,10 @@ typedef struct {
     Series *series; /* NULL: this one is empty */
 } Known;
 
-enum { KNOWN = 4096 }; /* room for thousands of routes; few take but a line or two of it */
+/* Room for thousands of routes; few take but a line or two of it. One whose place is taken may have one of
+ * those behind it.
+ */
+enum { KNOWN = 4096, NEAR = 4 };
 
 typedef struct {
     PyObject_HEAD
@@ -90,7 +93,7 @@ typedef struct {
     Py_ssize_t table; /* the first cell of the store's table of what is in flight */
     int vacant;       /* places of it that are free */
     unsigned char free[PLACES];
-    Known known[KNOWN];
+    Known known[KNOWN + NEAR];
 } Recorder;
 
 static int
@@ -158,7 +161,7 @@ recorder_traverse(Recorder *self, visitproc visit, void *arg)
     Py_VISIT(self->resolve);
     Py_VISIT(self->outcome);
     Py_VISIT(self->cells);
-    for (int i = 0; i < KNOWN; i++)
+    for (int i = 0; i < KNOWN + NEAR; i++)
         Py_VISIT(self->known[i].series);
     return 0;
 }
@@ -175,7 +178,7 @@ recorder_clear(Recorder *self)
     Py_CLEAR(self->resolve);
     Py_CLEAR(self->outcome);
     Py_CLEAR(self->unmatched);
-    for (int i = 0; i < KNOWN; i++) {
+    for (int i = 0; i < KNOWN + NEAR; i++) {
         Py_CLEAR(self->known[i].series);
         Py_CLEAR(self->known[i].method);
         Py_CLEAR(self->known[i].endpoint);
@@ -307,6 +310,23 @@ look_up_series(Recorder *self, PyObject *method, PyObject *endpoint, Known *know
     return (Series *)found;
 }
 
+/* Where in `known` to look. A route's template is mostly one text that has its hash already; one that is
+ * made for each request is spread by its end, so that it need not be hashed.
+ */
+static inline size_t
+place_of(PyObject *method, PyObject *endpoint)
+{
+    const Py_UCS1 *text = PyUnicode_1BYTE_DATA(endpoint);
+    uint64_t spread = (uint64_t)((PyASCIIObject *)endpoint)->hash, length = PyUnicode_GET_LENGTH(endpoint);
+    if (((PyASCIIObject *)endpoint)->hash == -1) {
+        spread = length;
+        for (uint64_t i = length < 8 ? 0 : length - 8; i < length; i++)
+            spread = spread << 8 | text[i];
+        spread = spread * 0x9e3779b97f4a7c15u >> 32; /* the golden ratio's, as is usual */
+    }
+    return (spread ^ PyUnicode_1BYTE_DATA(method)[0]) % KNOWN;
+}
+
 /* The series of (method, endpoint), new reference. */
 static Series *
 series_for(Recorder *self, Exchange *x)
@@ -317,12 +337,11 @@ series_for(Recorder *self, Exchange *x)
     PyObject *method = x->method == NULL ? Py_None : x->method;
     if (!is_ascii(endpoint) || !is_ascii(method))
         return look_up_series(self, method, endpoint, NULL);
-    /* A template has its hash already; a text that has none yet shares a place with those. */
-    size_t place = (size_t)((PyASCIIObject *)endpoint)->hash ^ PyUnicode_1BYTE_DATA(method)[0];
-    Known *known = &self->known[place % KNOWN];
-    if (known->series != NULL && same(method, known->method) && same(endpoint, known->endpoint))
-        return (Series *)Py_NewRef(known->series);
-    return look_up_series(self, method, endpoint, known);
+    Known *first = &self->known[place_of(method, endpoint)], *known = first;
+    for (; known < first + NEAR && known->series != NULL; known++)
+        if (same(method, known->method) && same(endpoint, known->endpoint))
+            return (Series *)Py_NewRef(known->series);
+    return look_up_series(self, method, endpoint, known < first + NEAR ? known : first);
 }
 
 static int
