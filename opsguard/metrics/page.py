@@ -64,7 +64,7 @@ class Page:
 
 
 def finished(blocks: list[bytes], form: Form, compressed: bool) -> bytes:
-    body = b"".join(blocks) + (EOF if form.openmetrics else b"")
+    body = b"".join([*blocks, EOF] if form.openmetrics else blocks)
     # Exposition text is so repetitive that level 1 takes nine tenths off it already;
     # mtime=0 keeps the wall clock out.
     return gzip.compress(body, compresslevel=1, mtime=0) if compressed else body
