@@ -18,13 +18,15 @@ _END = re.compile(rb"\r\n\r?\n")
 
 
 class Client:
-    """One connection, from an address of this machine. What does not come within the timeout, in
-    seconds, does not come.
+    """One connection, from an address of this machine if one is asked for. What does not come
+    within the timeout, in seconds, does not come.
     """
 
-    def __init__(self, port: int, timeout: float = TIMEOUT, *, address: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, timeout: float = TIMEOUT, *, address: str | None = None) -> None:
+        # One that is bound first needs a port that no closed one has: a long run uses up all.
+        source = None if address is None else (address, 0)
         self._socket = socket.create_connection(
-            ("127.0.0.1", port), timeout=timeout, source_address=(address, 0)
+            ("127.0.0.1", port), timeout=timeout, source_address=source
         )
         self._buffer = b""
         self._ended = False
