@@ -52,8 +52,10 @@ class Arm(Protocol):
 class Divisible(Arm, Protocol):
     """One whose block can be served in parts, with those of another in between."""
 
-    def part(self, requests: int) -> float:
-        """Serve some; CPU nanoseconds spent, or 0 where only `rest` can tell."""
+    def part(self, requests: int, warm: int = 0) -> float:
+        """Serve some, after ``warm`` that do not count; CPU nanoseconds spent, what was put off
+        included or told by `rest`.
+        """
         ...
 
     def rest(self) -> float:
@@ -79,11 +81,12 @@ class InProcess:
     warm: int = 8
 
     def block(self, requests: int) -> float:
-        self.serve(self.warm)
-        self.drain()
-        return self.part(requests) + self.rest()
+        return self.part(requests, self.warm) + self.rest()
 
-    def part(self, requests: int) -> float:
+    def part(self, requests: int, warm: int = 0) -> float:
+        if warm:
+            self.serve(warm)
+            self.drain()
         started = self.clock()
         self.serve(requests)
         return float(self.clock() - started)
@@ -214,10 +217,11 @@ def _settle(teams: Sequence[tuple[Arm, Arm]], requests: int) -> None:
 
 
 def interleaved(
-    teams: Sequence[tuple[Divisible, Divisible]], requests: int, turn: int
+    teams: Sequence[tuple[Divisible, Divisible]], requests: int, turn: int, warm: int = 0
 ) -> Iterator[Round]:
     """As `in_teams`, but the two of a team take turns of ``turn`` requests: what somebody else's
-    burst of work costs on a shared machine falls on both alike.
+    burst of work costs on a shared machine falls on both alike. Before each turn come ``warm``
+    requests that do not count.
 
     :raises ValueError: if ``turn`` does not divide ``requests``.
     """
@@ -226,18 +230,20 @@ def interleaved(
     _settle(teams, requests)
     turned = False
     while True:
-        yield {arm.name: _in_turns(bare, arm, requests, turn, turned) for bare, arm in teams}
+        yield {arm.name: _in_turns(bare, arm, requests, turn, warm, turned) for bare, arm in teams}
         turned = not turned
 
 
-def _in_turns(bare: Divisible, arm: Divisible, requests: int, turn: int, turned: bool) -> Pair:
+def _in_turns(
+    bare: Divisible, arm: Divisible, requests: int, turn: int, warm: int, turned: bool
+) -> Pair:
     first, second = (arm, bare) if turned else (bare, arm)
     for one in (first, second):
         one.rest()  # what was put off before is on nobody's account
     spent = {first.name: 0.0, second.name: 0.0}
     for _ in range(requests // turn):
         for one in (first, second, second, first):
-            spent[one.name] += one.part(turn)
+            spent[one.name] += one.part(turn, warm)
     for one in (first, second):
         spent[one.name] += one.rest()
     return Pair(spent[bare.name] / (2 * requests), spent[arm.name] / (2 * requests))

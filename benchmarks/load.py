@@ -1,10 +1,10 @@
 """The load client, a process of its own: ``python -m benchmarks.load``.
 
-Reads one JSON job per line on standard input and answers one line each: it sends the requests, or
-asks the worker for its CPU time. The number of requests is fixed, not the time, so that bare and
-guarded blocks do the same work and their turns can be as short as the method wants them (the
-shortest run of `wrk` is a second). Connections stay open from job to job where the server keeps
-them. As soon as one answer is read the next request goes out, so that all but one of the
+Reads one JSON job per line on standard input and answers one line each: it sends the requests, and
+asks the worker before and after for its CPU time. The number of requests is fixed, not the time, so
+that bare and guarded blocks do the same work and their turns can be as short as the method wants
+them (the shortest run of `wrk` is a second). Connections stay open from job to job where the server
+keeps them. As soon as one answer is read the next request goes out, so that all but one of the
 connections have a request waiting at the server: it never sleeps within a block.
 """
 
@@ -156,17 +156,20 @@ def to_one_worker(
     return chosen, frozenset(found)
 
 
-def job(connections: Connections, path: str, requests: int) -> dict[str, int]:
-    """Load; or, for no requests, a reading: what the worker has spent and served so far."""
-    if requests:
-        connections.send(path, requests)
-        return {}
-    return reading(connections)
+def job(connections: Connections, path: str, requests: int, warm: int) -> dict[str, int]:
+    """Load, and what the worker says it has spent on it and served in all; the first ``warm`` come
+    before those and are not in what was spent.
+    """
+    before = reading(connections, warm)
+    connections.send(path, warm + requests)
+    after = reading(connections)
+    return after | {"cpu_ns": after["cpu_ns"] - before["cpu_ns"]}
 
 
-def reading(connections: Connections) -> dict[str, int]:
+def reading(connections: Connections, warm: int = 0) -> dict[str, int]:
     """What the worker that answers tells of itself (see `benchmarks.served`)."""
-    found: dict[str, int] = json.loads(connections.fetch(CONTROL).partition(b"\r\n\r\n")[2])
+    answer = connections.fetch(f"{CONTROL}?warm={warm}" if warm else CONTROL)
+    found: dict[str, int] = json.loads(answer.partition(b"\r\n\r\n")[2])
     return found
 
 
@@ -180,7 +183,8 @@ def main() -> None:
         if key not in known:
             headers = KEYED if order["keyed"] else HEADERS
             known[key] = Connections(port, order["keep_alive"], order["connections"], headers)
-        print(json.dumps(job(known[key], order["path"], order["requests"])), flush=True)
+        found = job(known[key], order["path"], order["requests"], order["warm"])
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

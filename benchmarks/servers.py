@@ -175,36 +175,30 @@ class Served:
     keep_alive: bool
     keyed: bool = False
     requests: int = 0
-    _cpu_ns: int = 0
 
     def block(self, requests: int) -> float:
-        self.rest()
-        self.part(requests)
-        return self.rest()
+        return self.part(requests)
 
-    def part(self, requests: int) -> float:
-        self._order(requests)
-        self.requests += requests
-        return 0.0  # the next reading tells
-
-    def rest(self) -> float:
-        found = self._order(0)
-        if found["requests"] != self.requests:
-            raise RuntimeError(
-                f"{self.name} served {found['requests']} of {self.requests} requests"
-            )
-        spent, self._cpu_ns = found["cpu_ns"] - self._cpu_ns, found["cpu_ns"]
-        return float(spent)
-
-    def _order(self, requests: int) -> dict[str, int]:
-        return self.load.run(
+    def part(self, requests: int, warm: int = 0) -> float:
+        """CPU nanoseconds, what was put off included, and the warm ones not."""
+        found = self.load.run(
             {
                 "port": self.server.port,
                 "process": self.server.process.pid,
                 "path": self.path,
                 "requests": requests,
+                "warm": warm,
                 "keep_alive": self.keep_alive,
                 "keyed": self.keyed,
                 "connections": CONNECTIONS,
             }
         )
+        self.requests += warm + requests
+        if found["requests"] != self.requests:
+            raise RuntimeError(
+                f"{self.name} served {found['requests']} of {self.requests} requests"
+            )
+        return float(found["cpu_ns"])
+
+    def rest(self) -> float:
+        return 0.0  # a part leaves nothing behind

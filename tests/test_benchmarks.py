@@ -13,14 +13,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import guarding, report
-from benchmarks.apps import make_all
+from benchmarks.apps import Served, make_all
 from benchmarks.drivers import direct
 from benchmarks.drivers.request import HEADERS, KEY, KEYED, environs, scopes, wire, with_encoding
 from benchmarks.estimates import (
@@ -55,6 +54,7 @@ from benchmarks.program import DEFAULT_PLAN, Program, Record, Table, finished
 from benchmarks.programs import code, gate, quick
 from benchmarks.redis_server import NoRedis, redis
 from benchmarks.registry import PROGRAMS
+from benchmarks.served import CONTROL, WsgiControl
 from opsguard.logging.batches import BATCH
 
 BARE_US = 400.0
@@ -272,29 +272,83 @@ def test_a_team_takes_turns_within_its_blocks_and_finishes_on_its_own_account() 
 
     @dataclass
     class Late(Scripted):
-        """Puts 1 µs a request off, and once 50 from before."""
+        """Puts 1 µs a request off, and once 50 from before; each is 9 µs dearer for a cold one."""
 
         owed_us: float = 50.0
 
-        def part(self, requests: int) -> float:
+        def part(self, requests: int, warm: int = 0) -> float:
             self.owed_us += requests
-            return self.block(requests)
+            return self.block(requests) + (3 - warm) * 9_000
 
         def rest(self) -> float:
             self.diary.append(self.name.upper())
             owed, self.owed_us = self.owed_us, 0.0
             return owed * 1_000
 
-    rounds = interleaved([(Late("a", 400.0, diary), Late("b", 405.0, diary))], 10, 5)
+    rounds = interleaved([(Late("a", 400.0, diary), Late("b", 405.0, diary))], 10, 5, warm=3)
     found, again = next(rounds), next(rounds)
     assert "".join(diary) == "ab" + "ABabbaabbaAB" + "BAbaabbaabBA"
     assert found == again == {"b": Pair(401_000.0, 406_000.0)}
 
 
-@pytest.mark.parametrize("program", [gate, quick])
-def test_the_turns_of_the_gates_divide_a_batch_of_lines(program: ModuleType) -> None:
-    """Their blocks are whole batches."""
-    assert BATCH % program.TURN == 0
+def test_the_turns_of_the_quick_gate_divide_a_batch_of_lines() -> None:
+    """Its blocks are whole batches."""
+    assert BATCH % quick.TURN == 0
+
+
+def test_a_turn_of_the_gate_is_a_batch_of_lines() -> None:
+    assert gate.WARM + gate.TURN == BATCH
+
+
+def test_warm_requests_and_what_they_put_off_are_on_nobodys_account() -> None:
+    now = [0]
+    owed = [0]
+
+    def serve(requests: int) -> None:
+        now[0] += requests * 100
+        owed[0] += requests
+
+    def drain() -> None:
+        now[0] += owed[0]
+        owed[0] = 0
+
+    arm = InProcess("guarded", serve, drain, clock=lambda: now[0])
+    assert arm.part(10, warm=4) + arm.rest() == 1_010.0
+
+
+def test_a_worker_leaves_out_the_warm_requests_and_what_they_put_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0]
+    owed = [0]
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        now[0] += 100
+        owed[0] += 1
+        return []
+
+    def drain() -> None:
+        now[0] += owed[0]
+        owed[0] = 0
+
+    monkeypatch.setattr("benchmarks.served.process_time_ns", lambda: now[0])
+    control = WsgiControl(Served(app, "wsgi", drain))
+
+    def ask(path: str, query: str = "") -> bytes:
+        environ = {"PATH_INFO": path, "QUERY_STRING": query}
+        return b"".join(control(environ, lambda status, headers: None))
+
+    def spent(query: str = "") -> tuple[int, int]:
+        told = json.loads(ask(CONTROL, query))
+        return told["cpu_ns"], told["requests"]
+
+    ask("/page")
+    assert spent("warm=4") == (101, 1)
+    for _ in range(4 + 10):
+        ask("/page")
+    assert spent() == (101 + 1_010, 15)
+    ask("/page")
+    assert spent() == (101 + 1_111, 16)
 
 
 def test_turns_that_leave_a_part_of_a_block_out_are_refused() -> None:
