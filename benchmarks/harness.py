@@ -53,8 +53,8 @@ class Divisible(Arm, Protocol):
     """One whose block can be served in parts, with those of another in between."""
 
     def part(self, requests: int, warm: int = 0) -> float:
-        """Serve some, after ``warm`` that do not count; CPU nanoseconds spent, what was put off
-        included or told by `rest`.
+        """Serve some, after ``warm`` that do not count; CPU nanoseconds spent, without what `rest`
+        will tell.
         """
         ...
 
@@ -81,12 +81,13 @@ class InProcess:
     warm: int = 8
 
     def block(self, requests: int) -> float:
-        return self.part(requests, self.warm) + self.rest()
+        self.serve(self.warm)
+        self.drain()
+        return self.part(requests) + self.rest()
 
     def part(self, requests: int, warm: int = 0) -> float:
         if warm:
             self.serve(warm)
-            self.drain()
         started = self.clock()
         self.serve(requests)
         return float(self.clock() - started)

@@ -64,6 +64,8 @@ def compare(
     headers: Headers = HEADERS,
     block: float = BLOCK_SECONDS,
     turn: int | None = None,
+    warm: int = 0,
+    step: int = BATCH,
     judged: bool = True,
 ) -> Record:
     """Measure ``subjects`` (variants of `make_all`) and the controls, each against the variant that
@@ -72,7 +74,8 @@ def compare(
 
     ``block`` is for how many seconds the bare app is served at a time. What is a fraction of a
     microsecond needs many short blocks: within a long one a shared machine drifts by more. With
-    ``turn`` the two of a team take turns of so many requests within a block.
+    ``turn`` the two of a team take turns of so many requests within a block, a multiple of
+    ``step``, each after ``warm`` that do not count.
     """
     cores.measure_here()
     rest = (*subjects, controls.twin, controls.planted)
@@ -92,8 +95,8 @@ def compare(
         arm.block(BATCH)
     teams = [(arms[beside.get(name, "bare")], arms[name]) for name in rest]
     every = [Claim(f"{name} added µs", added_us(name)) for name in (subjects if judged else rest)]
-    requests = requests_per_block(arms["bare"], block, step=BATCH)
-    rounds = interleaved(teams, requests, turn) if turn else in_teams(teams, requests)
+    requests = requests_per_block(arms["bare"], block, step=step)
+    rounds = interleaved(teams, requests, turn, warm) if turn else in_teams(teams, requests)
     outcome = run(rounds, [*claims, *every], controls if judged else None, plan)
     guarded = [name for name in names if name in VARIANTS]
     for name in guarded:

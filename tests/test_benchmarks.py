@@ -291,9 +291,17 @@ def test_a_team_takes_turns_within_its_blocks_and_finishes_on_its_own_account() 
     assert found == again == {"b": Pair(401_000.0, 406_000.0)}
 
 
-def test_the_turns_of_the_quick_gate_divide_a_batch_of_lines() -> None:
-    """Its blocks are whole batches."""
-    assert BATCH % quick.TURN == 0
+def test_the_two_halves_of_a_block_of_the_quick_gate_are_whole_batches_of_lines() -> None:
+    turns, odd = divmod(2 * quick.STEP, quick.TURN)
+    assert odd == 0
+    assert turns * (quick.WARM + quick.TURN) % BATCH == 0
+
+
+def test_where_a_batch_of_the_quick_gate_is_full_moves_through_its_turns() -> None:
+    """What is put off is counted in the same part as the requests are."""
+    length = quick.WARM + quick.TURN
+    full = [line % length for line in range(BATCH - 1, BATCH * length, BATCH)]
+    assert sum(place < quick.WARM for place in full) * length == quick.WARM * len(full)
 
 
 def test_a_turn_of_the_gate_is_a_batch_of_lines() -> None:
@@ -312,8 +320,10 @@ def test_warm_requests_and_what_they_put_off_are_on_nobodys_account() -> None:
         now[0] += owed[0]
         owed[0] = 0
 
-    arm = InProcess("guarded", serve, drain, clock=lambda: now[0])
-    assert arm.part(10, warm=4) + arm.rest() == 1_010.0
+    arm = InProcess("guarded", serve, drain, clock=lambda: now[0], warm=4)
+    assert arm.block(10) == 1_010.0
+    assert arm.part(10, warm=4) == 1_000.0
+    assert arm.rest() == 14.0
 
 
 def test_a_worker_leaves_out_the_warm_requests_and_what_they_put_off(
