@@ -143,6 +143,21 @@ def test_series_made_between_scrapes_are_found(crew: Crew) -> None:
         assert first.jobs(f"new {number}") == 1.0
 
 
+def test_what_was_read_together_stays_together(crew: Crew) -> None:
+    """A page that is still written does not see the series of a reading that came after."""
+    first, second = crew(), crew()
+    first.count(1, "a")
+    second.count(1, "a")
+    before = first.metrics._gathering.merged()
+    second.count(1, "new")
+    after = first.metrics._gathering.merged()
+    (jobs,) = [one for one in before.places if one.name == "jobs_total"]
+    for merged, queues in ((before, ["a"]), (after, ["a", "new"])):
+        numbers = merged.numbers(jobs)
+        assert [values for (values,) in numbers.series] == queues
+        assert [numbers.cells[at] for at in numbers.series.values()] == [2.0, 1.0][: len(queues)]
+
+
 def test_one_worker_alone_reads_no_file(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
     only = crew()
     only.count(1, "a")

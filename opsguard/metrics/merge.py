@@ -72,7 +72,9 @@ class Merge:
                     total[at + place] += cells[first + place]
         for at, (mode, found) in self._chosen.items():
             total[at] = _CHOICE[mode]([(cell, read[name]) for name, cell in found])
-        return Merged(total, self._places, sources, _exemplars(sources), several)
+        # A copy: the next reading, in another thread, may lay out more while this one is written.
+        places = {definition: found.copy() for definition, found in self._places.items()}
+        return Merged(total, places, sources, _exemplars(sources), several)
 
     def _fit_all(self, sources: Sequence[Source]) -> None:
         grown, self._folded = bool(self._columns), False
