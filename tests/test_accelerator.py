@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
@@ -26,6 +27,10 @@ from opsguard.accelerator import _found, _outdated, limits, shared, speed
 from opsguard.context import current
 from opsguard.exchange import Exchange
 from opsguard.ids import valid
+from opsguard.metrics import Metrics
+from opsguard.metrics.http import HttpMetrics
+from opsguard.metrics.store import Store
+from opsguard.settings import Metrics as Options
 from opsguard_asgi import PROTOCOL, serve
 from opsguard_asgi.edge import alone
 
@@ -496,6 +501,29 @@ def test_each_of_many_routes_and_statuses_is_counted_for_itself(tmp_path: Path) 
         if sample.name == "http_request_duration_seconds_count" and sample.labels["method"] == "GET"
     }
     assert set(sums.values()) == {6.0}
+
+
+@built
+@pytest.mark.parametrize(
+    "form",
+    ["/api/v1/{}/{{item_id}}", "/api/v1/{}/<int:pk>/", "/{}", "/route/{}", "/a/{}/comments/{{c}}"],
+)
+def test_templates_that_are_new_texts_are_found_without_their_hash(form: str) -> None:
+    """What goes through the dictionary of all has a hash afterwards."""
+    things = ["users", "posts", "orders", "carts", "items", "pages", "roles", "teams", "tasks"]
+    templates = [form.format(thing) for thing in things + [f"{n:03}" for n in range(200)]]
+    metrics = Metrics(Store(lambda: None, lambda *fault: None), failed=lambda *fault: None)
+    begin = HttpMetrics(metrics, Options()).begin_with()
+    hashed = 0
+    for turn in range(3):
+        for template in templates:
+            for method in ("GET", "POST", "DELETE"):
+                x = Exchange()
+                x.method, x.endpoint, x.request_id = method, "".join([template, "/"])[:-1], "r"
+                begin(x)
+                if turn == 2:
+                    hashed += ctypes.c_ssize_t.from_address(id(x.endpoint) + 24).value != -1
+    assert hashed < 0.02 * 3 * len(templates)
 
 
 def test_each_request_beyond_the_limit_of_series_is_counted_as_such(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def route(scope: Any) -> str | None:
 
 
 def paths(count: int) -> tuple[str, ...]:
-    return tuple(f"/route/{number:04d}" for number in range(count))
+    return tuple(f"/route/{number:04d}/comments" for number in range(count))
 
 
 def guarded(service: str) -> Served:

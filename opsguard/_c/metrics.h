@@ -81,7 +81,7 @@ typedef struct {
 /* Room for thousands of routes; few take but a line or two of it. One whose place is taken may have one of
  * those behind it.
  */
-enum { KNOWN = 4096, NEAR = 4 };
+enum { KNOWN_BITS = 12, KNOWN = 1 << KNOWN_BITS, NEAR = 4 };
 
 typedef struct {
     PyObject_HEAD
@@ -310,20 +310,38 @@ look_up_series(Recorder *self, PyObject *method, PyObject *endpoint, Known *know
     return (Series *)found;
 }
 
+/* A number for a text, that of no other if possible: the words of it mixed, the last one overlapping the
+ * one before.
+ */
+ONE_COPY uint64_t
+spread_of(const Py_UCS1 *text, size_t length)
+{
+    const uint64_t golden = 0x9e3779b97f4a7c15u; /* the ratio's, as is usual */
+    uint64_t spread = length, word = 0;
+    size_t at = 0;
+    for (; at + sizeof word < length; at += sizeof word) {
+        memcpy(&word, text + at, sizeof word);
+        spread = (spread ^ word) * golden;
+        spread ^= spread >> 32;
+    }
+    word = 0;
+    if (length >= sizeof word)
+        memcpy(&word, text + length - sizeof word, sizeof word);
+    else
+        for (; at < length; at++)
+            word = word << 8 | text[at];
+    return (spread ^ word) * golden >> (64 - KNOWN_BITS); /* the highest bits depend on all others */
+}
+
 /* Where in `known` to look. A route's template is mostly one text that has its hash already; one that is
- * made for each request is spread by its end, so that it need not be hashed.
+ * made for each request need not be hashed.
  */
 static inline size_t
 place_of(PyObject *method, PyObject *endpoint)
 {
-    const Py_UCS1 *text = PyUnicode_1BYTE_DATA(endpoint);
-    uint64_t spread = (uint64_t)((PyASCIIObject *)endpoint)->hash, length = PyUnicode_GET_LENGTH(endpoint);
-    if (((PyASCIIObject *)endpoint)->hash == -1) {
-        spread = length;
-        for (uint64_t i = length < 8 ? 0 : length - 8; i < length; i++)
-            spread = spread << 8 | text[i];
-        spread = spread * 0x9e3779b97f4a7c15u >> 32; /* the golden ratio's, as is usual */
-    }
+    uint64_t spread = (uint64_t)((PyASCIIObject *)endpoint)->hash;
+    if (((PyASCIIObject *)endpoint)->hash == -1)
+        spread = spread_of(PyUnicode_1BYTE_DATA(endpoint), PyUnicode_GET_LENGTH(endpoint));
     return (spread ^ PyUnicode_1BYTE_DATA(method)[0]) % KNOWN;
 }
 
