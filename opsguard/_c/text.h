@@ -162,14 +162,13 @@ typedef struct {
     int summed;        /* the last numbers are the count and the sum */
 } Shape;
 
-/* Add one series. 1. 0: it takes the function in Python; or -1. The sizes cannot overflow: a label
- * value has 1,024 characters at most, a histogram 500 buckets.
- */
+/* Add one series. 1. 0: it takes the function in Python; or -1. */
 static int
 add_series(Growing *growing, const Shape *shape, const Cells *cells, PyObject *values, Py_ssize_t first)
 {
     Py_ssize_t size = size_of_pairs(shape->labels, values);
-    if (size < 0 || first < 0 || first > cells->length - shape->counts - (shape->summed || !shape->counts))
+    if (size < 0 || size > PY_SSIZE_T_MAX / 4 / (shape->places + 1) || first < 0
+        || first > cells->length - shape->counts - (shape->summed || !shape->counts))
         return 0;
     char *at = room(growing, shape->length + shape->places * size + shape->numbers * MOST_DIGITS);
     if (at == NULL)

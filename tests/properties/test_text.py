@@ -124,7 +124,9 @@ def test_every_label_value_and_number_comes_back(values: list[str], cell: float)
 @pytest.mark.parametrize("kind", ["counter", "histogram"])
 def test_of_more_series_than_are_written_in_one_step_each_is_there_once(kind: str) -> None:
     definition = DEFINITIONS[kind]
-    names = [*(str(number) for number in range(3 * text._AT_ONCE)), "é", "last"]
+    form = text._form(definition, definition.labels)
+    step = text._AT_ONCE // form.count("%s")
+    names = [*(str(number) for number in range(3 * step)), "é", "last"]
     width = definition.width
     series: dict[tuple[str, ...], int] = {
         ("GET", name): place * width for place, name in enumerate(names)
@@ -133,9 +135,41 @@ def test_of_more_series_than_are_written_in_one_step_each_is_there_once(kind: st
     _, page = text.expose(definition, Numbers(cells, series, {}), False)
     (family,) = parse(page)
     assert list(dict.fromkeys(sample.labels["who"] for sample in family.samples)) == names
-    form = text._form(definition, definition.labels)
     in_python = "".join(text._lines(form, definition, Numbers(cells, series, {}), {}))
     assert page.endswith(in_python)
+
+
+@built
+def test_python_makes_the_text_of_an_unusual_series_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, ...]] = []
+    in_python = text._lines
+
+    def watched(form: str, family: Definition, numbers: Numbers, exemplars: Any) -> Any:
+        made.extend(numbers.series)
+        return in_python(form, family, numbers, exemplars)
+
+    monkeypatch.setattr(text, "_lines", watched)
+    series = {("GET", f"/é{n}" if n == 7 else f"/{n}"): n for n in range(20)}
+    text.expose(DEFINITIONS["counter"], Numbers([1.0] * 20, series, {}), False)
+    assert made == [("GET", "/é7")]
+
+
+@built
+def test_many_buckets_are_written_for_few_series_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All other threads wait meanwhile."""
+    steps: list[int] = []
+    lines_of = speed.lines_of
+
+    def watched(form: str, labels: Any, series: Any, *rest: Any) -> Any:
+        steps.append(len(series) * form.count("%s"))
+        return lines_of(form, labels, series, *rest)
+
+    monkeypatch.setattr(speed, "lines_of", watched)
+    wide = Definition("wide", "histogram", ("who",), tuple(float(n) for n in range(1, 500)))
+    series = {(str(n),): n * wide.width for n in range(40)}
+    text.expose(wide, Numbers([1.0] * 40 * wide.width, series, {}), False)
+    assert len(steps) == 3
+    assert max(steps) <= text._AT_ONCE
 
 
 @built
