@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ def pytest_runtest_teardown() -> None:
 
 def pytest_sessionstart() -> None:
     """Under nox the installed wheel is under test; the checkout's packages must be out of reach."""
+    _listen_to_signals()
     if "TESTED_CHECKOUT" not in os.environ:
         return
     installed = Path(sysconfig.get_path("purelib"))
@@ -49,6 +51,18 @@ def pytest_sessionstart() -> None:
         found = Path(spec.origin) if spec and spec.origin else None
         if found is None or not found.is_relative_to(installed):
             raise pytest.UsageError(f"{package} is to come from {installed}, not from {found}")
+
+
+def _listen_to_signals() -> None:
+    """What a shell starts with `&` ignores Ctrl-C, under `nohup` a lost terminal as well, and so do
+    all processes below it: then the ones that tests start could not be ended by these.
+    """
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session")

@@ -476,16 +476,30 @@ def test_it_stays_until_it_is_told_and_cleans_up(sent: signal.Signals, status: i
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         shown = ""
-        for line in process.stdout:
-            shown += line
-            if "stays open" in line:
-                break
-        (port,) = re.findall(rf"stays open at http://{HOST}:(\d+)", shown)
-        assert ask(int(port), "GET", "/items").status == 200
-        process.send_signal(sent)
-        assert process.wait(20) == status
+        try:
+            for line in process.stdout:
+                shown += line
+                if "stays open" in line:
+                    break
+            (port,) = re.findall(rf"stays open at http://{HOST}:(\d+)", shown)
+            assert ask(int(port), "GET", "/items").status == 200
+            process.send_signal(sent)
+            assert process.wait(20) == status
+        finally:
+            process.terminate()  # one that stayed would be waited for
 
     assert_gone(shown)
+
+
+def test_under_nohup_a_lost_terminal_does_not_end_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with playing._signals_end_it():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def assert_gone(shown: str) -> None:

@@ -157,7 +157,9 @@ def _stay(service: Service, console: Console, report: Report) -> None:
 
 @contextlib.contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """SIGTERM and SIGHUP as SystemExit, so that what has to be cleaned up is."""
+    """SIGTERM and SIGHUP as SystemExit, so that what has to be cleaned up is. One that is ignored
+    stays so: that is what `nohup` asks for.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -165,7 +167,11 @@ def _signals_end_it() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, leave)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
