@@ -17,6 +17,8 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
 
 from benchmarks import cores
 from benchmarks.drivers.request import HEADERS, KEYED, Headers, wire, with_encoding
@@ -106,9 +108,9 @@ class Connections:
         return answer
 
     def send(self, path: str, requests: int) -> None:
-        """Many requests; every answer must have the size of the first."""
+        """Many requests; the body of every answer must have the size of the first."""
         if path not in self._sizes:
-            self._sizes[path] = len(self.fetch(path))
+            self._sizes[path] = len(self.fetch(path).partition(b"\r\n\r\n")[2])
             requests -= 1
         size, request = self._sizes[path], wire(path, self.headers)
         waiting: deque[socket.socket] = deque()
@@ -123,12 +125,12 @@ class Connections:
 
     def _read(self, connection: socket.socket, size: int) -> None:
         answer = connection.recv(65_536)
-        while len(answer) < size:
+        while (head := answer.find(b"\r\n\r\n")) < 0 or len(answer) < head + 4 + size:
             data = connection.recv(65_536)
             if not data:
                 break
             answer += data
-        if len(answer) != size or not answer.startswith(b"HTTP/1.1 200"):
+        if len(answer) != head + 4 + size or not answer.startswith(b"HTTP/1.1 200"):
             raise BadAnswer(answer)
         self._give_back(connection)
 
@@ -156,20 +158,30 @@ def to_one_worker(
     return chosen, frozenset(found)
 
 
-def job(connections: Connections, path: str, requests: int, warm: int) -> dict[str, int]:
-    """Load, and what the worker says it has spent on it and served in all; the first ``warm`` come
-    before those and are not in what was spent.
+def job(connections: Connections, path: str, requests: int, warm: int) -> dict[str, Any]:
+    """Load, and what the worker says it has spent on it and how many it served; the first ``warm``
+    come before those and are not in what was spent.
     """
-    before = reading(connections, warm)
+    before = reading(connections, warm=warm)
     connections.send(path, warm + requests)
     after = reading(connections)
-    return after | {"cpu_ns": after["cpu_ns"] - before["cpu_ns"]}
+    return {key: after[key] - before[key] for key in ("cpu_ns", "requests")}
 
 
-def reading(connections: Connections, warm: int = 0) -> dict[str, int]:
-    """What the worker that answers tells of itself (see `benchmarks.served`)."""
-    answer = connections.fetch(f"{CONTROL}?warm={warm}" if warm else CONTROL)
-    found: dict[str, int] = json.loads(answer.partition(b"\r\n\r\n")[2])
+def in_turns(
+    connections: Connections, path: str, requests: int, turns: str, turn: int, warm: int
+) -> dict[str, Any]:
+    """Load on a worker in which two arms take turns, and what it says of each."""
+    reading(connections, turns=turns, turn=turn, warm=warm)
+    connections.send(path, requests)
+    return reading(connections)
+
+
+def reading(connections: Connections, **orders: int | str) -> dict[str, Any]:
+    """What the worker that answers tells of itself, and is to do (see `benchmarks.served`)."""
+    query = urlencode({name: order for name, order in orders.items() if order})
+    answer = connections.fetch(f"{CONTROL}?{query}" if query else CONTROL)
+    found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
     return found
 
 
@@ -183,7 +195,8 @@ def main() -> None:
         if key not in known:
             headers = KEYED if order["keyed"] else HEADERS
             known[key] = Connections(port, order["keep_alive"], order["connections"], headers)
-        found = job(known[key], order["path"], order["requests"], order["warm"])
+        how = in_turns if "turns" in order["asked"] else job
+        found = how(known[key], order["path"], **order["asked"])
         print(json.dumps(found), flush=True)
 
 

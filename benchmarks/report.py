@@ -26,13 +26,13 @@ microseconds are a larger part of a handler that only returns JSON.
 
 Figures are CPU time per request, as `median [95 % interval]`, not wall time: on a shared machine
 wall time measures the neighbours. Bare and guarded take turns in short blocks (ABBA), so that what
-the machine does meanwhile falls on both. In the gate a turn is a batch of access lines, as under
-load; in its quick form turns are a few milliseconds, within blocks of whole batches. Work put off
-(buffered log lines) is finished inside the turn or the block; the median of the paired differences
-is the figure and a bootstrap over them the interval. On real servers the worker reads its own CPU
-clock, and the first 16 requests of each turn, which find the caches full of another worker, do not
-count. There and in the quick gate processes are started anew for every sample, for two of the same
-code differ by a per cent.
+the machine does meanwhile falls on both. In the gate and its quick form turns are a few
+milliseconds. Work put off (buffered log lines) is on the account of the app that did; the median of
+the paired differences is the figure and a bootstrap over them the interval. On real servers the
+worker reads its own CPU clock. In the gate the apps take turns in one worker, and the first
+requests of each turn, which find the caches full of another app, do not count. There and in the
+quick gate processes are started anew for every sample, for two of the same code differ by a per
+cent.
 
 Two controls run in turn with the rest: the bare app against a second copy of itself, which must
 read 0, and the bare app with 30 µs of CPU planted in it, which must read 30 (or a little more: what

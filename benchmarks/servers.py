@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +64,27 @@ def serving(
     arguments: Sequence[str] = (),
     *,
     one_core: bool = False,
+    together: bool = False,
 ) -> Iterator[dict[str, Server]]:
-    """A server per variant, all up; stopped at the end. All with the same `seed` of text hashes,
-    which decides how Python's dictionaries lie in memory, and with that a per cent of the time.
-    `arguments` are added to the server's. With `one_core` all workers share the core that is
-    measured.
+    """The server of each variant, all up; stopped at the end. Each has its own, or they share one
+    whose worker has them all (`together`). All with the same `seed` of text hashes, which decides
+    how Python's dictionaries lie in memory, and with that a per cent of the time. `arguments` are
+    added to the server's. With `one_core` all workers share the core that is measured.
     """
     running: dict[str, Server] = {}
+    groups = [tuple(variants)] if together else [(variant,) for variant in variants]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for variant in variants:
-                own = Path(folder, variant)
+            for group in groups:
+                own = Path(folder, group[0])
                 own.mkdir()
-                running[variant] = _start(framework, variant, seed, arguments, one_core, own)
+                server = _start(framework, group, seed, arguments, one_core, own)
+                running |= dict.fromkeys(group, server)
             for server in running.values():
                 _wait(server)
             yield running
         finally:
-            _stop(list(running.values()))
+            _stop(list({server.port: server for server in running.values()}.values()))
 
 
 def _stop(servers: Sequence[Server]) -> None:
@@ -98,7 +101,7 @@ def _stop(servers: Sequence[Server]) -> None:
 
 def _start(
     framework: str,
-    variant: str,
+    variants: Sequence[str],
     seed: int,
     arguments: Sequence[str],
     one_core: bool,
@@ -112,7 +115,7 @@ def _start(
         env=os.environ
         | {
             "BENCHMARK_FRAMEWORK": framework,
-            "BENCHMARK_VARIANT": variant,
+            "BENCHMARK_VARIANTS": ",".join(variants),
             "BENCHMARK_ONE_CORE": "1" if one_core else "",
             "PYTHONHASHSEED": str(seed),
             "XDG_RUNTIME_DIR": str(folder),  # else all gunicorns want the same control socket
@@ -151,7 +154,7 @@ class Load:
         self._process.stdin.close()
         self._process.wait(10)
 
-    def run(self, order: dict[str, Any]) -> dict[str, int]:
+    def run(self, order: dict[str, Any]) -> dict[str, Any]:
         """One job, and what it found."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -160,20 +163,61 @@ class Load:
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("the load client died; its error is above")
-        found: dict[str, int] = json.loads(answer)
+        found: dict[str, Any] = json.loads(answer)
         return found
 
 
 @dataclass(slots=True)
-class Served:
-    """A real server as an arm: CPU as its worker reports it. ``keyed``: with an API key."""
+class Worker:
+    """A real server under load. ``keyed``: with an API key."""
 
-    name: str
     server: Server
     load: Load
     path: str
     keep_alive: bool
     keyed: bool = False
+
+    def run(self, **asked: int | str) -> dict[str, Any]:
+        """A job of the load client; what the worker says of it."""
+        return self.load.run(
+            {
+                "port": self.server.port,
+                "process": self.server.process.pid,
+                "path": self.path,
+                "keep_alive": self.keep_alive,
+                "keyed": self.keyed,
+                "connections": CONNECTIONS,
+                "asked": asked,
+            }
+        )
+
+
+@dataclass(slots=True)
+class Shared(Worker):
+    """One that has several arms, of which two take turns, see `benchmarks.turns`."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    """How many each arm has served."""
+
+    def pair(self, arms: tuple[str, str], cycles: int, turn: int, warm: int) -> dict[str, float]:
+        """CPU nanoseconds per request of either, in so many times ABBA."""
+        # One more, as a turn ends when the next request comes.
+        requests = cycles * 4 * (turn + warm) + 1
+        found = self.run(requests=requests, turns=",".join(arms), turn=turn, warm=warm)
+        counted = 2 * cycles * turn
+        if found["counted"] != dict.fromkeys(arms, counted):
+            raise RuntimeError(f"{counted} requests were to count: {found['counted']}")
+        for arm in arms:
+            self.requests[arm] = self.requests.get(arm, 0) + 2 * cycles * (turn + warm)
+        self.requests[arms[0]] += 1
+        return {arm: found["spent"][arm] / counted for arm in arms}
+
+
+@dataclass(slots=True)
+class Served(Worker):
+    """One as an arm: CPU as its worker reports it."""
+
+    name: str = ""
     requests: int = 0
 
     def block(self, requests: int) -> float:
@@ -181,23 +225,11 @@ class Served:
 
     def part(self, requests: int, warm: int = 0) -> float:
         """CPU nanoseconds, what was put off included, and the warm ones not."""
-        found = self.load.run(
-            {
-                "port": self.server.port,
-                "process": self.server.process.pid,
-                "path": self.path,
-                "requests": requests,
-                "warm": warm,
-                "keep_alive": self.keep_alive,
-                "keyed": self.keyed,
-                "connections": CONNECTIONS,
-            }
-        )
-        self.requests += warm + requests
-        if found["requests"] != self.requests:
-            raise RuntimeError(
-                f"{self.name} served {found['requests']} of {self.requests} requests"
-            )
+        found = self.run(requests=requests, warm=warm)
+        sent = warm + requests
+        if found["requests"] != sent:
+            raise RuntimeError(f"{self.name} served {found['requests']} of {sent} requests")
+        self.requests += sent
         return float(found["cpu_ns"])
 
     def rest(self) -> float:

@@ -51,10 +51,11 @@ from benchmarks.inprocess import counted_requests, different_answers
 from benchmarks.load import complete, reading, to_one_worker
 from benchmarks.planted import aim, spend
 from benchmarks.program import DEFAULT_PLAN, Program, Record, Table, finished
-from benchmarks.programs import code, gate, quick
+from benchmarks.programs import code, gate, quick, replaced
 from benchmarks.redis_server import NoRedis, redis
 from benchmarks.registry import PROGRAMS
-from benchmarks.served import CONTROL, WsgiControl
+from benchmarks.served import CONTROL, AsgiControl, WsgiControl
+from benchmarks.turns import Turns
 from opsguard.logging.batches import BATCH
 
 BARE_US = 400.0
@@ -304,8 +305,8 @@ def test_where_a_batch_of_the_quick_gate_is_full_moves_through_its_turns() -> No
     assert sum(place < quick.WARM for place in full) * length == quick.WARM * len(full)
 
 
-def test_a_turn_of_the_gate_is_a_batch_of_lines() -> None:
-    assert gate.WARM + gate.TURN == BATCH
+def test_a_turn_of_workers_apart_is_a_batch_of_lines() -> None:
+    assert replaced.WARM + replaced.TURN == BATCH
 
 
 def test_warm_requests_and_what_they_put_off_are_on_nobodys_account() -> None:
@@ -342,7 +343,7 @@ def test_a_worker_leaves_out_the_warm_requests_and_what_they_put_off(
         owed[0] = 0
 
     monkeypatch.setattr("benchmarks.served.process_time_ns", lambda: now[0])
-    control = WsgiControl(Served(app, "wsgi", drain))
+    control = WsgiControl({"guarded": Served(app, "wsgi", drain)})
 
     def ask(path: str, query: str = "") -> bytes:
         environ = {"PATH_INFO": path, "QUERY_STRING": query}
@@ -359,6 +360,128 @@ def test_a_worker_leaves_out_the_warm_requests_and_what_they_put_off(
     assert spent() == (101 + 1_010, 15)
     ask("/page")
     assert spent() == (101 + 1_111, 16)
+
+
+def test_a_worker_with_several_apps_serves_with_the_one_it_is_told() -> None:
+    drained: list[str] = []
+
+    def made(name: str) -> Served:
+        def app(environ: Any, start_response: Any) -> list[bytes]:
+            return [name.encode()]
+
+        return Served(app, "wsgi", lambda: drained.append(name))
+
+    control = WsgiControl({name: made(name) for name in ("bare", "guarded again")})
+
+    def ask(path: str, query: str = "") -> bytes:
+        environ = {"PATH_INFO": path, "QUERY_STRING": query}
+        return b"".join(control(environ, lambda status, headers: None))
+
+    assert ask("/page") == b"bare"
+    ask(CONTROL, "arm=guarded+again")
+    assert ask("/page") == b"guarded again"
+    ask(CONTROL, "arm=bare&warm=1")
+    assert ask("/page") == b"bare"
+    assert drained == ["bare", "guarded again"]  # what is put off is on the account of its own
+
+
+def served_by(turns: Turns, chosen: list[str], requests: int) -> list[str]:
+    """Who serves them."""
+    found = []
+    for _ in range(requests):
+        turns.arrived()
+        found.append(chosen[-1])
+    return found
+
+
+def test_two_arms_take_turns_whose_first_requests_do_not_count() -> None:
+    now, chosen = [0], list[str]()
+    turns = Turns(("bare", "guarded"), 2, 1, chosen.append, lambda: now[0])
+    costs = {"bare": 100, "guarded": 107}
+    for _ in range(4 * 3 + 1):
+        turns.arrived()
+        now[0] += costs[chosen[-1]]
+    assert chosen == ["bare", "guarded", "guarded", "bare", "bare"]
+    assert turns.counted == {"bare": 4, "guarded": 4}
+    assert turns.spent == {"bare": 400, "guarded": 428}
+    assert served_by(turns, chosen, 3) == ["bare", "bare", "guarded"]
+
+
+def test_what_is_done_late_is_charged_to_who_put_it_off() -> None:
+    now, chosen = [0], list[str]()
+    turns = Turns(("bare", "guarded"), 2, 1, chosen.append, lambda: now[0])
+
+    def later(arm: str) -> None:
+        now[0] += 9
+        turns.late(arm, 9)
+
+    for number in range(4 * 3 + 1):
+        turns.arrived()
+        if number in (0, 1, 4):  # bare: one that does not count, one that does; guarded
+            later("guarded")
+        if number == 5:
+            later("another")
+        now[0] += 100
+    assert turns.spent == {"bare": 400, "guarded": 400 + 9 + 9}
+
+
+def test_turns_without_a_request_are_refused() -> None:
+    with pytest.raises(ValueError, match="one request at least"):
+        Turns(("bare", "guarded"), 16, 0, lambda arm: None)
+
+
+def test_the_timer_of_an_app_is_on_its_own_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+
+    class Sink:
+        def _tick(self) -> bool:
+            now[0] += 9
+            return True
+
+        def flush(self) -> None:
+            pass
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        now[0] += 100
+        return []
+
+    monkeypatch.setattr("benchmarks.served.process_time_ns", lambda: now[0])
+    monkeypatch.setattr(Turns.__init__, "__defaults__", (lambda: now[0],))
+    sink = Sink()
+    arms = {"bare": Served(app, "wsgi", lambda: None), "guarded": Served(app, "wsgi", sink.flush)}
+    control = WsgiControl(arms)
+
+    def ask(path: str, query: str = "") -> bytes:
+        environ = {"PATH_INFO": path, "QUERY_STRING": query}
+        return b"".join(control(environ, lambda status, headers: None))
+
+    assert sink._tick()
+    ask(CONTROL, "turns=bare,guarded&turn=1&warm=1")
+    for _ in range(4 * 2 + 1):
+        ask("/page")
+        assert sink._tick()
+    told = json.loads(ask(CONTROL))
+    assert told["counted"] == {"bare": 2, "guarded": 2}
+    assert told["spent"] == {"bare": 200, "guarded": 200 + 4 * 9}
+    assert "spent" not in json.loads(ask(CONTROL))
+
+
+def test_a_full_batch_of_lines_moves_through_the_turns_of_the_gate() -> None:
+    """So that what it costs is counted in the same part as the requests are."""
+    length = gate.WARM + gate.TURN
+    full = [line % length for line in range(BATCH - 1, BATCH * length, BATCH)]
+    assert sum(place < gate.WARM for place in full) * length == gate.WARM * len(full)
+
+
+def test_start_and_stop_of_such_a_worker_are_told_to_the_app_with_opsguard() -> None:
+    def made(name: str) -> Served:
+        return Served(lambda scope, receive, send: name, "asgi", lambda: None)
+
+    control = AsgiControl({name: made(name) for name in ("bare", "guarded", "planted")})
+    assert control({"type": "lifespan"}, None, None) == "guarded"
+    assert control({"type": "http", "path": "/"}, None, None) == "bare"
+    alone = AsgiControl({"bare": made("bare")})
+    assert alone({"type": "lifespan"}, None, None) == "bare"
 
 
 def test_turns_that_leave_a_part_of_a_block_out_are_refused() -> None:

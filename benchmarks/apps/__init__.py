@@ -42,6 +42,11 @@ class Served:
     protocol: Protocol
     drain: Callable[[], object]
 
+    @property
+    def sink(self) -> Any:
+        """Where the access lines go; None without opsguard."""
+        return getattr(self.drain, "__self__", None)
+
 
 def make_all(framework: str, variants: Sequence[str]) -> dict[str, Served]:
     """Build these variants of one framework's app, to live side by side in this process."""

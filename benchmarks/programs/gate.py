@@ -5,38 +5,41 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from statistics import median
+from typing import ClassVar
 
 from benchmarks.apps import PROTOCOLS
 from benchmarks.estimates import Controls, Pair, Round, added_percent, added_us
 from benchmarks.guarding import KEYED_VARIANTS
-from benchmarks.harness import Claim, Plan, interleaved, requests_per_block, run
+from benchmarks.harness import Claim, Plan, run
 from benchmarks.inprocess import counted_requests
-from benchmarks.load import Connections
+from benchmarks.load import Connections, reading
 from benchmarks.program import Program, Record, Table, figure, finished
-from benchmarks.servers import Load, Served, Server, serving
-from opsguard.logging.batches import BATCH
+from benchmarks.servers import Load, Server, Shared, serving
 
 LIMIT_PERCENT = 2.0
 PATH = "/fortunes"
-WARM = 16
+WARM = 4
 """Requests at the start of a turn that do not count. They find the core's caches full of another
-process, as those of a server under load do not: of the first, opsguard is 130 µs and more.
+app, as those of a server under load do not.
 """
-TURN = BATCH - WARM
-"""Requests that count, some fifty milliseconds. With the warm ones a batch of access lines, so that
-to write what waits at the end of a turn wakes the reader of the pipe as rarely as under load.
+TURN = 16
+"""Requests that count: some milliseconds, short beside the neighbours' bursts. With the warm ones
+no part of a batch of access lines, so where one is full moves through the turns, and what it costs
+is counted as often as it ought to be.
 """
-ROUNDS_PER_START = 8
+CYCLES = 15
+"""Times ABBA for one pair of figures."""
+ROUNDS_PER_START = 3
 
 
 @dataclass(slots=True)
 class Fleet:
-    """Starts the workers again and again; a sample is one start.
+    """Starts a worker again and again; a sample is one start.
 
     Two workers of the same code differ by a per cent or so, for as long as they live, by where
-    their memory happens to lie. Rounds on the same workers share that luck and so are not
+    their memory happens to lie: so one worker has all arms, which take turns in it. What is left of
+    that luck is the apps' own memory. Rounds on the same worker share it and so are not
     independent: they are averaged, and only a new start counts as new evidence.
     """
 
@@ -49,6 +52,7 @@ class Fleet:
     access_lines: int = 0
     bare_lines: int = 0
     complaints: list[str] = field(default_factory=list)
+    together: ClassVar[bool] = True
 
     @property
     def keep_alive(self) -> bool:
@@ -61,28 +65,37 @@ class Fleet:
             while True:
                 # The order of starting is an order in memory, too: it takes turns.
                 order = names if self.starts % 2 else names[::-1]
-                seed = self.starts + 1
-                with serving(self.framework, order, seed, self.arguments, one_core=True) as servers:
-                    yield self._one_start(names, servers, load)
+                self.starts += 1
+                with serving(
+                    self.framework,
+                    order,
+                    self.starts,
+                    self.arguments,
+                    one_core=True,
+                    together=self.together,
+                ) as servers:
+                    sample = self.one_start(names, servers, load)
+                self.access_lines += servers[self.variant].drain.lines
+                self.bare_lines += servers["bare"].drain.printed
+                yield sample
 
-    def _one_start(
+    def one_start(
         self, names: Sequence[str], servers: dict[str, Server], load: Load
     ) -> dict[str, Pair]:
+        """What one start finds: for each arm the bare cost and the one beside it."""
         keyed = self.variant in KEYED_VARIANTS
-        arms = {
-            name: Served(name, servers[name], load, PATH, self.keep_alive, keyed) for name in names
-        }
-        bare, *rest = arms.values()
-        requests = requests_per_block(bare, step=TURN)
-        teams = [(bare, one) for one in rest]
-        rounds = list(islice(interleaved(teams, requests, TURN, WARM), ROUNDS_PER_START))
-        guarded = arms[self.variant]
-        self.starts += 1
-        self.requests += guarded.requests
-        self.complaints += idle_guard(guarded.server, guarded.requests)
-        self.access_lines += guarded.server.drain.lines
-        self.bare_lines += bare.server.drain.printed
-        return {name: middle([one[name] for one in rounds]) for name in rounds[0]}
+        worker = Shared(servers["bare"], load, PATH, self.keep_alive, keyed)
+        bare, *rest = names
+        found: dict[str, list[Pair]] = {name: [] for name in rest}
+        for number in range(1 + ROUNDS_PER_START):
+            for name in rest:
+                arms = (bare, name) if number % 2 else (name, bare)
+                cost = worker.pair(arms, CYCLES, TURN, WARM)
+                if number > 0:  # the first finds code that Python has not seen run yet
+                    found[name].append(Pair(cost[bare], cost[name]))
+        self.requests += worker.requests[self.variant]
+        self.complaints += idle_guard(worker.server, self.variant, worker.requests[self.variant])
+        return {name: middle(pairs) for name, pairs in found.items()}
 
 
 def middle(pairs: Sequence[Pair]) -> Pair:
@@ -117,13 +130,14 @@ def assessed(fleet: Fleet, claims: Sequence[Claim], plan: Plan) -> Record:
     }
 
 
-def idle_guard(server: Server, requests: int) -> list[str]:
-    """Whether the guarded worker's own counter has seen every request of its blocks."""
+def idle_guard(server: Server, arm: str, requests: int) -> list[str]:
+    """Whether the guarded app's own counter has seen every request that it was sent."""
     connections = Connections(server.port, keep_alive=False, width=1)
+    reading(connections, arm=arm)
     answer = connections.fetch("/metrics", encoding="identity")
     seen = counted_requests(answer.decode(), PATH)
-    if seen < requests:
-        return [f"the guarded worker counted {seen:g} of {requests} requests: is it on?"]
+    if seen != requests:
+        return [f"the guarded app counted {seen:g} of {requests} requests: is it on?"]
     return []
 
 
@@ -167,16 +181,16 @@ PROGRAM = Program(
     title="The gate: a page that reads a database and renders, on a real server",
     question=(
         "CPU time of the worker per Fortunes request (12 rows through the ORM from SQLite in "
-        "memory, sorted, escaped, rendered), read by the worker itself. Bare and guarded "
-        "workers take turns under the same load from a client process with 8 connections; "
-        "gunicorn's sync worker closes each. All workers are on one core. The guarded worker has "
-        "ids, metrics and the access line on, JSON lines to a pipe that is drained; the bare one "
-        "writes no access log."
+        "memory, sorted, escaped, rendered), read by the worker itself. The bare and the guarded "
+        "app take turns in one worker under the same load from a client process with 8 "
+        "connections; gunicorn's sync worker closes each. The worker keeps to one core. The "
+        "guarded app has ids, metrics and the access line on, JSON lines to a pipe that is "
+        "drained; the bare one writes no access log."
     ),
     cases=tuple(PROTOCOLS),
     measure=measure,
     tables=tables,
-    plan=Plan(first=16, cap=48),
+    plan=Plan(first=12, cap=48, seconds=270.0),
 )
 LIMITED = replace(
     PROGRAM,
