@@ -158,7 +158,9 @@ def train_to(target: Path, source: Path, before: Sequence[Path] = ()) -> None:
 
 
 def compiler(target: Path, source: Path, *flags: str) -> list[str]:
-    """The command that compiles and links."""
+    """The command that compiles and links. The environment's ``CFLAGS`` are added to those of
+    Python, as other builders of modules have it.
+    """
     said = sysconfig.get_config_vars()
     paths = sysconfig.get_paths()
     return [
@@ -178,6 +180,7 @@ def compiler(target: Path, source: Path, *flags: str) -> list[str]:
             paths["platinclude"],
         ),
         *flags,
+        *shlex.split(os.environ.get("CFLAGS", "")),  # who builds packages sets them, and goes last
         *(str(source.resolve()), "-o", str(target.resolve())),
     ]
 

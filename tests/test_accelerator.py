@@ -151,6 +151,16 @@ def test_the_training_goes_through(checkout: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-P", checkout / "training.py"], cwd=tmp_path, check=True)
 
 
+def test_flags_of_the_environment_go_last(
+    hook: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they win, as who builds packages for a distribution expects."""
+    monkeypatch.setenv("CFLAGS", "-O1 -DNAME='two words'")
+    command = hook.compiler(tmp_path / "made.so", tmp_path / "source.c", "-DOURS")
+    told = [word for word in command if word.startswith(("-O", "-D"))]
+    assert told[-3:] == ["-DOURS", "-O1", "-DNAME=two words"]
+
+
 def build_of(hook: ModuleType, checkout: Path) -> Any:
     """The hook as hatchling would have it; what it shows is in `said`."""
 
