@@ -741,3 +741,22 @@ def test_many_requests_leave_nothing_behind(tmp_path: Path) -> None:
     run(300)
     before = run(300)
     assert run(1_000) - before < 300
+
+
+@built
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("protocol", ["asgi", "wsgi"])
+def test_a_request_that_lacks_memory_harms_no_other(protocol: str, tmp_path: Path) -> None:
+    """Each allocation of a request fails in turn. The Python path is CPython's to answer for."""
+    pytest.importorskip("_testcapi", reason="this Python comes without its tests' module")
+    path = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.starving", protocol, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr[-4000:]) == (0, "")
